@@ -1,0 +1,25 @@
+"""Sliding-window sigmoid attention (SWAT, arXiv 2502.18845)."""
+
+from swat_flex.api import Explanation, explain, flex_swat
+from swat_flex.positions import (
+    alibi_slopes,
+    apply_rope,
+    balanced_alibi_slopes,
+    document_ids_from_attention_mask,
+    document_ids_from_cu_seqlens,
+)
+from swat_flex.reference import naive_swat
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Explanation",
+    "alibi_slopes",
+    "apply_rope",
+    "balanced_alibi_slopes",
+    "document_ids_from_attention_mask",
+    "document_ids_from_cu_seqlens",
+    "explain",
+    "flex_swat",
+    "naive_swat",
+]

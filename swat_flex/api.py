@@ -1,0 +1,166 @@
+"""`flex_swat`, the door: validate, describe, choose, run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swat_flex import dispatch, reference, validation
+from swat_flex.backends import banded
+from swat_flex.positions import slopes_of
+from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
+from swat_flex.window import Window
+
+
+def flex_swat(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: WindowLike,
+    *,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    document_ids: Tensor | None = None,
+    activation: Activation = "sigmoid",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Sliding-window sigmoid attention: o_i = Σ σ(scale·⟨q_i, k_j⟩ + slopes·|i − j| + logit_bias) v_j, no normaliser.
+
+    The sum runs over the keys j with 0 ≤ i − j < window. The last query and the last key share a position, so with
+    fewer queries than keys row r is position Lk − Lq + r.
+
+    >>> q, k, v = torch.randn(3, 1, 8, 1024, 64).unbind()
+    >>> flex_swat(q, k, v, window=256).shape
+    torch.Size([1, 8, 1024, 64])
+
+    Args:
+        q: `[B, Hq, Lq, D]`, float32, bfloat16 or float16 (float64 on a CPU); any strides. D and Dv from 1 to 256.
+        k: `[B, Hkv, Lk, D]`; Hq is a multiple of Hkv (query head h reads key head h // (Hq / Hkv)), Lq ≤ Lk.
+        v: `[B, Hkv, Lk, Dv]`.
+        window: keys per query, its own included; or (left, right), the keys with −right ≤ i − j ≤ left, each side a
+            number of tokens or None for no bound; or None for plain causal attention. May exceed the length.
+        slopes: linear bias in logits per token of distance; **negative favours recent keys** (FlashAttention's
+            `alibi_slopes` with the sign turned). "balanced": half the heads negative, half positive
+            (`balanced_alibi_slopes`); "alibi": all negative (`alibi_slopes`); None; or `[Hq]` float32 (float64 when q
+            is), differentiable.
+        scale: factor on ⟨q, k⟩; None is D^(−1/2).
+        logit_bias: added to every logit, for instance −log(window): None, a float, or `[Hq]` float32 (float64 when q
+            is), differentiable.
+        document_ids: signed ints `[B, Lk]` or `[Lk]`, in any order: tokens see each other only under equal ids. A
+            negative id is padding: sees nothing, is seen by nothing, its output rows are exactly 0.
+        activation: "sigmoid"; "softmax" over the visible keys, for baselines; "tanh-sigmoid", the 11-bit hardware
+            tanh. A row that sees nothing is 0 in each.
+        backend: "auto" chooses (see `explain`); a backend asked for by name is never replaced.
+
+    Returns:
+        `[B, Hq, Lq, Dv]` in q's dtype, its axes in memory in q's order. Sums are float32, float64 for float64.
+
+    An unseen key, NaN and infinity included, and any finite unseen value leave a row unchanged to the bit. A NaN or
+    infinite unseen value may reach rows that share its tile.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: a shape, dtype, device or range that breaks a rule above.
+        NotImplementedError: a backend asked for by name that cannot run the call; the message says why.
+
+    Source: SWAT, arXiv 2502.18845, Eq. 5.
+    """
+    q, k, v, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    choice = dispatch.choose(problem, backend)
+    if choice.backend == "naive":
+        return reference.attend(q, k, v, problem.window, slopes, scale, logit_bias, document_ids, activation)
+    heads = problem.q_heads
+    if logit_bias is not None and not isinstance(logit_bias, Tensor):
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
+    scale = problem.head_dim**-0.5 if scale is None else float(scale)
+    return banded.swat(
+        q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a call would run, with which configuration, and why; `others` says why not each other backend."""
+
+    backend: str
+    why: str
+    configuration: str
+    source: str
+    others: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend}: {self.why}", f"configuration: {self.configuration} ({self.source})"]
+        return "\n".join(lines + [f"not {name}: {reason}" for name, reason in self.others.items()])
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: WindowLike,
+    *,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    document_ids: Tensor | None = None,
+    activation: Activation = "sigmoid",
+    backend: Backend = "auto",
+) -> Explanation:
+    """What `flex_swat` would run for these arguments, without running it. Same arguments, same errors.
+
+    >>> print(explain(*torch.randn(3, 1, 8, 1024, 64).unbind(), window=256))  # doctest: +ELLIPSIS
+    banded: ...
+    """
+    *_, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    choice = dispatch.choose(problem, backend)
+    others = {
+        name: dispatch.why_not(problem, name) or "not the choice for this device"
+        for name in ("triton", "flex", "banded", "naive")
+        if name != choice.backend
+    }
+    configuration = "none" if choice.backend == "naive" else str(banded.configuration(problem.window))
+    return Explanation(choice.backend, choice.why, configuration, "default", others)
+
+
+def _describe(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: WindowLike,
+    slopes: Slopes,
+    scale: float | None,
+    logit_bias: Tensor | float | None,
+    document_ids: Tensor | None,
+    activation: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, SwatProblem]:
+    """q, k, v as they enter the backend, and the problem they make; raises for the first rule broken."""
+    validation.check_kinds(q, k, v)
+    device_type = q.device.type
+    if torch.is_autocast_enabled(device_type):  # as scaled_dot_product_attention does: float64 stays
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    validation.check(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    batch, q_heads, q_len, head_dim = q.shape
+    problem = SwatProblem(
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=k.shape[1],
+        q_len=q_len,
+        kv_len=k.shape[2],
+        head_dim=head_dim,
+        value_dim=v.shape[3],
+        dtype=q.dtype,
+        device_type=device_type,
+        window=Window.of(window),
+        activation=activation,
+        has_slopes=slopes is not None,
+        has_logit_bias=logit_bias is not None,
+        has_documents=document_ids is not None,
+        needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+    )
+    return q, k, v, problem

@@ -1,0 +1,207 @@
+"""Backend `banded`: SWAT in plain PyTorch operators, O(Lq·window) time, with a hand-written backward, on any device.
+
+A block of query rows meets only the keys its window touches. The linear bias is already in the tile when the matrix
+product of queries and keys is added to it, σ runs in place, a second product sums the values. A sigmoid has no
+normaliser: wide windows are walked in chunks of keys that simply add, and the backward recomputes the tile from q and
+k, so neither weights nor output nor a logsumexp are saved.
+
+float16 and bfloat16 are computed in float32 and rounded once. float32 products stay IEEE whatever the user allows
+elsewhere (TF32, bfloat16).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from swat_flex.backends.banded.tiles import Band
+from swat_flex.problem import SwatProblem
+from swat_flex.window import Window
+
+
+def supports(problem: SwatProblem) -> str | None:
+    """Why `banded` cannot run this problem, or None."""
+    if problem.activation == "tanh-sigmoid":
+        return "activation='tanh-sigmoid' is a GPU's hardware tanh, which only the triton backend uses"
+    return None
+
+
+def swat(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor | None,
+    logit_bias: Tensor | None,
+    document_ids: Tensor | None,
+    window: Window,
+    scale: float,
+    activation: str,
+) -> Tensor:
+    """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
+    softmax = activation == "softmax"
+    out: Tensor = _forward(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, softmax)
+    return out
+
+
+_CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # public, missing in torch's types
+
+
+@contextlib.contextmanager
+def _exact_products(device_type: str) -> Iterator[None]:
+    """IEEE float32 products and no autocast inside the operator, whatever holds outside."""
+    matmul = {"cuda": torch.backends.cuda.matmul, "cpu": _CPU_MATMUL}.get(device_type)
+    allowed = "ieee" if matmul is None else matmul.fp32_precision
+    with contextlib.ExitStack() as stack:
+        if torch.is_autocast_enabled(device_type):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        if matmul is not None and allowed not in ("ieee", "none"):
+            stack.callback(setattr, matmul, "fp32_precision", allowed)
+            matmul.fp32_precision = "ieee"
+        yield
+
+
+def _empty_output(q: Tensor, value_dim: int) -> Tensor:
+    """`[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
+    order = sorted(range(4), key=q.stride, reverse=True)
+    return torch.empty_permuted((*q.shape[:3], value_dim), order, dtype=q.dtype, device=q.device)
+
+
+@torch.library.custom_op(
+    "swat_flex::banded",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids, "
+    "SymInt? left, SymInt? right, float scale, bool softmax) -> Tensor",
+)
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor | None,
+    logit_bias: Tensor | None,
+    document_ids: Tensor | None,
+    left: int | None,
+    right: int | None,
+    scale: float,
+    softmax: bool,
+) -> Tensor:
+    out = _empty_output(q, v.shape[3])
+    if out.numel() == 0:
+        return out
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
+    with _exact_products(q.device.type):
+        for group in band.groups():
+            for blocks, span in band.segments():
+                k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
+                for rows in blocks:
+                    q_rows = band.rows(q, group, rows)
+                    total = band.buffer("total", q_rows.shape[0], q_rows.shape[1], v.shape[3])
+                    for i, keys in enumerate(band.chunks(rows)):
+                        local = slice(keys.start - span.start, keys.stop - span.start)
+                        weights = band.weights(q_rows, k_span[:, local], group, rows, keys)
+                        total.baddbmm_(weights, v_span[:, local], beta=min(i, 1))
+                    to = out[group[0], band.q_heads(group), rows]
+                    to.copy_(total.view(to.shape))
+    return out
+
+
+@_forward.register_fake
+def _(q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax):  # type: ignore[no-untyped-def]
+    return _empty_output(q, v.shape[3])
+
+
+@torch.library.custom_op(
+    "swat_flex::banded_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids, "
+    "SymInt? left, SymInt? right, float scale, bool softmax, bool per_head) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor | None,
+    logit_bias: Tensor | None,
+    document_ids: Tensor | None,
+    left: int | None,
+    right: int | None,
+    scale: float,
+    softmax: bool,
+    per_head: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias), contiguous; the last is zero unless `per_head`."""
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
+    dq, dk, dv = _gradient_like(q), _gradient_like(k), _gradient_like(v)
+    per_tile: dict[int, list[Tensor]] = {}
+    with _exact_products(q.device.type):
+        for group in band.groups() if grad.numel() else ():
+            dk_sum, dv_sum = band.accumulator(dk, group), band.accumulator(dv, group)
+            for blocks, span in band.segments():
+                k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
+                for rows in blocks:
+                    q_rows, grad_rows = band.rows(q, group, rows), band.rows(grad, group, rows)
+                    total = band.buffer("total", *q_rows.shape)
+                    for i, keys in enumerate(band.chunks(rows)):
+                        local = slice(keys.start - span.start, keys.stop - span.start)
+                        k_keys, v_keys = k_span[:, local], v_span[:, local]
+                        weights = band.weights(q_rows, k_keys, group, rows, keys)
+                        band.add_keys(dv_sum[:, keys], weights, grad_rows)
+                        dlogits = band.logit_gradient(weights, grad_rows, v_keys, group, rows, keys)
+                        band.add_keys(dk_sum[:, keys], dlogits, q_rows, scale)
+                        total.baddbmm_(dlogits, k_keys, beta=min(i, 1), alpha=scale)
+                        if per_head:
+                            sums = band.per_head_sums(dlogits, group, rows, keys)
+                            per_tile.setdefault(band.q_heads(group).start, []).append(sums)
+                    to = dq[group[0], band.q_heads(group), rows]
+                    to.copy_(total.view(to.shape))
+            if dk_sum.dtype != dk.dtype:
+                dk[group].copy_(dk_sum.view(dk[group].shape))
+                dv[group].copy_(dv_sum.view(dv[group].shape))
+    d_per_head = torch.zeros(2, q.shape[1], dtype=band.dtype, device=q.device)
+    for first, tiles in per_tile.items():
+        d_per_head[:, first : first + tiles[0].shape[1]] = torch.stack(tiles).sum(0)
+    return dq, dk, dv, d_per_head
+
+
+@_backward.register_fake
+def _(grad, q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax, per_head):  # type: ignore[no-untyped-def]
+    per_head_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    d_per_head = q.new_empty(2, q.shape[1], dtype=per_head_dtype)
+    return _gradient_like(q), _gradient_like(k), _gradient_like(v), d_per_head
+
+
+def _gradient_like(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.rest = inputs[6:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    per_head = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+    dq, dk, dv, d_per_head = _backward(grad, *ctx.saved_tensors, *ctx.rest, per_head)
+    gradients = (dq, dk, dv, *d_per_head.unbind())
+    needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))
+    return *needed, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.swat_flex.banded)
+def _forward_flops(q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax, **_) -> int:  # type: ignore[no-untyped-def]
+    pairs = Window(left, right).pairs(q[2], k[2])
+    return int(2 * q[0] * q[1] * pairs * (q[3] + v[3]))
+
+
+@register_flop_formula(torch.ops.swat_flex.banded_backward)
+def _backward_flops(grad, q, k, v, *rest, **_) -> int:  # type: ignore[no-untyped-def]
+    return 5 * _forward_flops(q, k, v, *rest[:-1]) // 2

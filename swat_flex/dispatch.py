@@ -1,0 +1,44 @@
+"""Which backend runs a problem, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swat_flex.backends import banded
+from swat_flex.problem import SwatProblem
+
+ABSENT = {
+    "flex": "FlexAttention lowering is not part of this version",
+    "triton": "Triton kernels are not part of this version",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The backend that runs, and the reason in words."""
+
+    backend: str
+    why: str
+
+
+def choose(problem: SwatProblem, backend: str = "auto") -> Choice:
+    """The backend for a problem; one asked for by name runs or raises NotImplementedError, it is never replaced.
+
+    Reads only what is the same for every length: device, dtype, flags and head dimension.
+    """
+    if backend != "auto":
+        reason = why_not(problem, backend)
+        if reason is not None:
+            raise NotImplementedError(f"backend={backend!r}: {reason}")
+        return Choice(backend, "asked for by name")
+    reason = why_not(problem, "banded")
+    if reason is not None:
+        raise NotImplementedError(f"backend='auto': no backend on {problem.device_type} fits; banded: {reason}")
+    return Choice("banded", f"the only backend of this version made for {problem.device_type}")
+
+
+def why_not(problem: SwatProblem, backend: str) -> str | None:
+    """Why this backend cannot run the problem, or None."""
+    if backend in ABSENT:
+        return ABSENT[backend]
+    return banded.supports(problem)  # `naive` supports what `banded` does

@@ -1,0 +1,156 @@
+"""Every rule on the arguments of `flex_swat` that does not depend on a backend.
+
+A message is `argument: the rule, the value received`. TypeError for the wrong kind, ValueError for shapes, dtypes,
+devices and ranges. No rule reads a tensor's values, so nothing synchronises a device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from swat_flex.problem import Activation, Backend, Slopes, WindowLike
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ID_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+MAX_HEAD_DIM = 256
+
+
+def check_kinds(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """q, k and v are four-dimensional tensors."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected shape [B, H, L, D], got {list(x.shape)}")
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: WindowLike,
+    slopes: Slopes,
+    scale: float | None,
+    logit_bias: Tensor | float | None,
+    document_ids: Tensor | None,
+    activation: str,
+    backend: str,
+) -> None:
+    """Raise for the first rule broken. Call `check_kinds` before."""
+    _check_tensors(q, k, v)
+    _check_window(window)
+    _check_slopes(slopes, q)
+    if scale is not None and not _is_number(scale):
+        raise TypeError(f"scale: expected a float or None, got {type(scale).__name__}")
+    _check_logit_bias(logit_bias, q)
+    if document_ids is not None:
+        _check_document_ids(document_ids, k)
+    _check_name("activation", activation, ACTIVATIONS)
+    _check_name("backend", backend, BACKENDS)
+    if q.dtype == torch.float64 and q.device.type != "cpu" and backend != "naive":
+        raise ValueError(f"q: expected float64 on a CPU only (or backend='naive'), got it on {q.device}")
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dtype not in DTYPES:
+        raise ValueError(f"q: expected dtype float32, bfloat16, float16 or float64, got {q.dtype}")
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected q's dtype {q.dtype}, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name}: expected q's device {q.device}, got {x.device}")
+    batch, q_heads, q_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1], k.shape[2]
+    if k.shape[0] != batch:
+        raise ValueError(f"k: expected q's batch size {batch}, got {k.shape[0]}")
+    if k.shape[3] != head_dim:
+        raise ValueError(f"k: expected q's head dimension {head_dim}, got {k.shape[3]}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v: expected k's [B, Hkv, Lk] = {list(k.shape[:3])}, got {list(v.shape[:3])}")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"q: expected a head dimension from 1 to {MAX_HEAD_DIM}, got {head_dim}")
+    if not 1 <= v.shape[3] <= MAX_HEAD_DIM:
+        raise ValueError(f"v: expected a head dimension from 1 to {MAX_HEAD_DIM}, got {v.shape[3]}")
+    if kv_heads < 1:
+        raise ValueError(f"k: expected at least 1 head, got {kv_heads}")
+    if q_heads < 1 or q_heads % kv_heads:
+        raise ValueError(f"q: expected a positive multiple of k's {kv_heads} heads, got {q_heads}")
+    if q_len > kv_len:
+        raise ValueError(f"q: expected at most k's {kv_len} tokens, got {q_len}")
+
+
+def _check_window(window: Any) -> None:
+    if window is None:
+        return
+    if isinstance(window, tuple):
+        if len(window) != 2:
+            raise ValueError(f"window: expected a tuple of 2 sides (left, right), got {len(window)} values")
+        for side, reach in zip(("left", "right"), window, strict=True):
+            if reach is not None and not _is_int(reach):
+                raise TypeError(f"window: expected an int or None as its {side} side, got {type(reach).__name__}")
+            if reach is not None and reach < 0:
+                raise ValueError(f"window: expected its {side} side to be at least 0, got {reach}")
+        return
+    if not _is_int(window):
+        raise TypeError(f"window: expected an int, a tuple (left, right) or None, got {type(window).__name__}")
+    if window < 1:
+        raise ValueError(f"window: expected at least 1 key per query (its own), got {window}")
+
+
+def _check_slopes(slopes: Any, q: Tensor) -> None:
+    if isinstance(slopes, Tensor):
+        _check_per_head("slopes", slopes, q)
+    elif isinstance(slopes, str):
+        _check_name("slopes", slopes, ("balanced", "alibi"))
+    elif slopes is not None:
+        raise TypeError(f"slopes: expected 'balanced', 'alibi', a torch.Tensor or None, got {type(slopes).__name__}")
+
+
+def _check_logit_bias(logit_bias: Any, q: Tensor) -> None:
+    if isinstance(logit_bias, Tensor):
+        _check_per_head("logit_bias", logit_bias, q)
+    elif logit_bias is not None and not _is_number(logit_bias):
+        raise TypeError(f"logit_bias: expected a float, a torch.Tensor or None, got {type(logit_bias).__name__}")
+
+
+def _check_per_head(name: str, x: Tensor, q: Tensor) -> None:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if x.dim() != 1 or x.shape[0] != q.shape[1]:
+        raise ValueError(f"{name}: expected shape [Hq] = [{q.shape[1]}], got {list(x.shape)}")
+    if x.dtype != dtype:
+        raise ValueError(f"{name}: expected dtype {dtype} (q is {q.dtype}), got {x.dtype}")
+    if x.device != q.device:
+        raise ValueError(f"{name}: expected q's device {q.device}, got {x.device}")
+
+
+def _check_document_ids(ids: Any, k: Tensor) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"document_ids: expected a torch.Tensor or None, got {type(ids).__name__}")
+    if ids.dtype not in ID_DTYPES:
+        raise ValueError(f"document_ids: expected a signed integer dtype, got {ids.dtype}")
+    batch, kv_len = k.shape[0], k.shape[2]
+    shape = ids.shape
+    if not (len(shape) in (1, 2) and shape[-1] == kv_len and (len(shape) == 1 or shape[0] == batch)):
+        raise ValueError(f"document_ids: expected shape [{batch}, {kv_len}] or [{kv_len}], got {list(shape)}")
+    if ids.device != k.device:
+        raise ValueError(f"document_ids: expected q's device {k.device}, got {ids.device}")
+
+
+def _check_name(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a str, got {type(value).__name__}")
+    if value not in allowed:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
