@@ -141,7 +141,9 @@ def _describe(
     """q, k, v as they enter the backend, and the problem they make; raises for the first rule broken."""
     validation.check_kinds(q, k, v)
     device_type = q.device.type
-    if torch.is_autocast_enabled(device_type):  # as scaled_dot_product_attention does: float64 stays
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(
+        device_type
+    ):  # as scaled_dot_product_attention does: float64 stays
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     validation.check(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)

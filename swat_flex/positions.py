@@ -87,7 +87,7 @@ def apply_rope(x: Tensor, positions: Tensor | None = None, *, base: float = 1000
     elif tuple(positions.shape) not in ((length,), (batch, length)):
         raise ValueError(f"positions: expected shape [{length}] or [{batch}, {length}], got {list(positions.shape)}")
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    frequencies = base ** -(torch.arange(0, dim, 2, device=x.device, dtype=compute) / dim)
+    frequencies = 1.0 / base ** (torch.arange(0, dim, 2, device=x.device, dtype=compute) / dim)
     angles = (positions.to(compute)[..., None] * frequencies).unsqueeze(-3)  # [..., 1, L, D/2]
     cos, sin = angles.cos(), angles.sin()
     first, second = x.to(compute).chunk(2, dim=-1)

@@ -49,31 +49,47 @@ def attend(
         raise NotImplementedError(
             "activation='tanh-sigmoid': a GPU's hardware tanh, which only the triton backend uses"
         )
-    heads, q_len, head_dim = q.shape[1:]
-    group, kv_len = heads // k.shape[1], k.shape[2]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    x = logits(q, k, slopes, scale, logit_bias)
+    w = weights(x, visible(q, k, window, document_ids), activation)
+    return w.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
-    i = torch.arange(kv_len - q_len, kv_len, device=q.device)[:, None]
-    j = torch.arange(kv_len, device=q.device)
-    visible = window.sees(i - j).expand(q.shape[0], 1, q_len, kv_len)
-    if document_ids is not None:
-        ids = document_ids.expand(q.shape[0], kv_len)
-        q_ids, k_ids = ids[:, None, kv_len - q_len :, None], ids[:, None, None, :]
-        visible = visible & (q_ids == k_ids) & (q_ids >= 0)
 
-    logits = q @ k.transpose(-1, -2) * (head_dim**-0.5 if scale is None else scale)
+def logits(q: Tensor, k: Tensor, slopes: Slopes, scale: float | None, logit_bias: Tensor | float | None) -> Tensor:
+    """x_ij of every query and key, hidden or not: `[B, Hq, Lq, Lk]`."""
+    heads, head_dim = q.shape[1], q.shape[3]
+    keys = k.repeat_interleave(heads // k.shape[1], 1)
+    x = q @ keys.transpose(-1, -2) * (head_dim**-0.5 if scale is None else scale)
     slope = slopes_of(slopes, heads, q)
     if slope is not None:
-        logits = logits + slope[:, None, None] * (i - j).abs()
+        x = x + slope[:, None, None] * distance(q, k).abs()
     if isinstance(logit_bias, Tensor):
-        logits = logits + logit_bias[:, None, None]
-    elif logit_bias is not None:
-        logits = logits + logit_bias
+        return x + logit_bias[:, None, None]
+    return x if logit_bias is None else x + logit_bias
 
+
+def distance(q: Tensor, k: Tensor) -> Tensor:
+    """i − j, `[Lq, Lk]` tokens: the last query and the last key share a position."""
+    q_len, kv_len = q.shape[2], k.shape[2]
+    i = torch.arange(kv_len - q_len, kv_len, device=q.device)
+    return i[:, None] - torch.arange(kv_len, device=q.device)
+
+
+def visible(q: Tensor, k: Tensor, window: Window, document_ids: Tensor | None) -> Tensor:
+    """Which keys a query sees: bool `[B, 1, Lq, Lk]`."""
+    batch, q_len, kv_len = q.shape[0], q.shape[2], k.shape[2]
+    seen = window.sees(distance(q, k)).expand(batch, 1, q_len, kv_len)
+    if document_ids is None:
+        return seen
+    ids = document_ids.expand(batch, kv_len)
+    q_ids, k_ids = ids[:, None, kv_len - q_len :, None], ids[:, None, None, :]
+    return seen & (q_ids == k_ids) & (q_ids >= 0)
+
+
+def weights(x: Tensor, seen: Tensor, activation: str) -> Tensor:
+    """σ(x), or softmax(x) over the visible keys; 0 where hidden, and in a row that sees nothing."""
     if activation == "sigmoid":
-        weights = torch.where(visible, logits.sigmoid(), 0)
-    else:  # rows that see nothing must not reach the softmax as a row of −∞: its gradient is NaN
-        something = visible.any(-1, keepdim=True)
-        logits = torch.where(visible, logits, float("-inf"))
-        weights = torch.where(visible, torch.where(something, logits, 0).softmax(-1), 0)
-    return weights.to(v.dtype) @ v
+        return torch.where(seen, x.sigmoid(), 0)
+    # A row of −∞ alone must not reach the softmax: its gradient is NaN.
+    x = torch.where(seen, x, float("-inf"))
+    x = torch.where(seen.any(-1, keepdim=True), x, 0)
+    return torch.where(seen, x.softmax(-1), 0)

@@ -57,7 +57,7 @@ def _exact_products(device_type: str) -> Iterator[None]:
     matmul = {"cuda": torch.backends.cuda.matmul, "cpu": _CPU_MATMUL}.get(device_type)
     allowed = "ieee" if matmul is None else matmul.fp32_precision
     with contextlib.ExitStack() as stack:
-        if torch.is_autocast_enabled(device_type):
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         if matmul is not None and allowed not in ("ieee", "none"):
             stack.callback(setattr, matmul, "fp32_precision", allowed)
@@ -136,11 +136,14 @@ def _backward(
     per_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias), contiguous; the last is zero unless `per_head`."""
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
     dq, dk, dv = _gradient_like(q), _gradient_like(k), _gradient_like(v)
+    d_per_head = torch.zeros(2, q.shape[1], dtype=_per_head_dtype(q), device=q.device)
+    if grad.numel() == 0:
+        return dq, dk, dv, d_per_head
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
     per_tile: dict[int, list[Tensor]] = {}
     with _exact_products(q.device.type):
-        for group in band.groups() if grad.numel() else ():
+        for group in band.groups():
             dk_sum, dv_sum = band.accumulator(dk, group), band.accumulator(dv, group)
             for blocks, span in band.segments():
                 k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
@@ -163,7 +166,6 @@ def _backward(
             if dk_sum.dtype != dk.dtype:
                 dk[group].copy_(dk_sum.view(dk[group].shape))
                 dv[group].copy_(dv_sum.view(dv[group].shape))
-    d_per_head = torch.zeros(2, q.shape[1], dtype=band.dtype, device=q.device)
     for first, tiles in per_tile.items():
         d_per_head[:, first : first + tiles[0].shape[1]] = torch.stack(tiles).sum(0)
     return dq, dk, dv, d_per_head
@@ -171,9 +173,12 @@ def _backward(
 
 @_backward.register_fake
 def _(grad, q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax, per_head):  # type: ignore[no-untyped-def]
-    per_head_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    d_per_head = q.new_empty(2, q.shape[1], dtype=per_head_dtype)
+    d_per_head = q.new_empty(2, q.shape[1], dtype=_per_head_dtype(q))
     return _gradient_like(q), _gradient_like(k), _gradient_like(v), d_per_head
+
+
+def _per_head_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _gradient_like(x: Tensor) -> Tensor:

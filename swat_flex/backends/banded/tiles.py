@@ -193,9 +193,14 @@ class Band:
         return torch.zeros_like(gradient[group], dtype=self.dtype).flatten(0, 1)
 
     def add_keys(self, to: Tensor, tile: Tensor, rows: Tensor, scale: float = 1.0) -> None:
-        """to += scale · tileᵀ rows; a product straight into `to`, whose batches lie apart, would run one by one."""
-        product = self.buffer("keys", *to.shape)
-        to.add_(torch.bmm(tile.transpose(1, 2), rows, out=product), alpha=scale)
+        """to += scale · tileᵀ rows, each query head's product apart and then summed: one product over all the rows of a
+        group would round more, and one straight into `to`, whose batches lie apart, would run batch by batch."""
+        heads = to.shape[0] * self.group
+        tile, rows = tile.view(heads, -1, to.shape[1]), rows.view(heads, -1, to.shape[2])
+        product = torch.bmm(tile.transpose(1, 2), rows, out=self.buffer("keys", heads, *to.shape[1:]))
+        if self.group > 1:
+            product = product.view(-1, self.group, *to.shape[1:]).sum(1)
+        to.add_(product, alpha=scale)
 
     def logit_gradient(
         self, weights: Tensor, grad: Tensor, v: Tensor, group: Group, rows: slice, keys: slice

@@ -1,0 +1,198 @@
+"""The one error rule of the library: how far a backend may be from the exact result.
+
+    exact   `naive_swat` in float64
+    rough   `naive_swat` in float32 with what a low-precision matrix product rounds, rounded to the dtype:
+            its operands (q, k, v, the weights, the gradient of the logits) and its results
+    u       half the dtype's machine epsilon
+    band    u·|exact| + the dtype's smallest subnormal: what one rounding of the exact result may cost
+
+    max |actual − exact|  ≤  2·(max |rough − exact| + max band)
+    rms(actual − exact)   ≤  1.25·rms(rough − exact) + 0.5·rms(band)
+
+over the whole tensor. Inputs are drawn in the dtype. A case whose exact result overflows the dtype is excluded.
+
+Both errors are random, and over a few elements their ratio is chance: a tensor of fewer than `ENOUGH` elements is drawn
+several times and the draws are stacked before they are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swat_flex import reference
+from swat_flex.problem import WindowLike
+from swat_flex.window import Window
+
+ENOUGH = 256
+NAMES = ("out", "dq", "dk", "dv", "dslopes", "dlogit_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One tensor held against the rule; `use` is the larger share of the two bounds, at most 1 when it holds."""
+
+    name: str
+    dtype: torch.dtype
+    window: WindowLike
+    max_error: float
+    max_allowed: float
+    rms_error: float
+    rms_allowed: float
+    position: tuple[int, ...]
+    actual: float
+    exact: float
+    rough: float
+
+    @property
+    def use(self) -> float:
+        return max(self.max_error / self.max_allowed, self.rms_error / self.rms_allowed)
+
+    @property
+    def holds(self) -> bool:
+        return self.use <= 1
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{self.name} ({dtype}, window {self.window}): max error {self.max_error:.3g} of {self.max_allowed:.3g} "
+            f"allowed, rms {self.rms_error:.3g} of {self.rms_allowed:.3g}\n"
+            f"worst element {list(self.position)}: got {self.actual:.9g}, exact {self.exact:.9g} "
+            f"(error {abs(self.actual - self.exact):.3g}), rough {self.rough:.9g} "
+            f"(error {abs(self.rough - self.exact):.3g})"
+        )
+
+
+def measure(actual: Tensor, exact: Tensor, rough: Tensor, *, name: str = "out", window: WindowLike = None) -> Budget:
+    """Hold `actual` against `exact` (float64) and `rough` (actual's dtype), all of one shape.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, an empty tensor, or float64, which has no exact reference here.
+    """
+    if actual.dtype == torch.float64 or exact.dtype != torch.float64:
+        raise ValueError(f"{name}: expected float32 or lower against float64, got {actual.dtype}, {exact.dtype}")
+    if not actual.shape == exact.shape == rough.shape or actual.numel() == 0:
+        shapes = [list(x.shape) for x in (actual, exact, rough)]
+        raise ValueError(f"{name}: expected one shape with elements, got {shapes}")
+    precision = torch.finfo(actual.dtype)
+    band = precision.eps / 2 * exact.abs() + precision.smallest_normal * precision.eps
+    error = (actual.double() - exact).abs().nan_to_num(nan=float("inf"))
+    rough_error = (rough.double() - exact).abs()
+    worst = int(error.argmax())
+    return Budget(
+        name=name,
+        dtype=actual.dtype,
+        window=window,
+        max_error=float(error.max()),
+        max_allowed=float(2 * (rough_error.max() + band.max())),
+        rms_error=_rms(error),
+        rms_allowed=1.25 * _rms(rough_error) + 0.5 * _rms(band),
+        position=tuple(int(n) for n in torch.unravel_index(torch.tensor(worst), actual.shape)),
+        actual=float(actual.flatten()[worst]),
+        exact=float(exact.flatten()[worst]),
+        rough=float(rough.flatten()[worst]),
+    )
+
+
+def assert_within_budget(
+    actual: Tensor, *, exact: Tensor, rough: Tensor, name: str = "out", window: WindowLike = None
+) -> Budget:
+    """`measure`, raising AssertionError with its report when the rule is broken."""
+    budget = measure(actual, exact, rough, name=name, window=window)
+    if not budget.holds:
+        raise AssertionError(str(budget))
+    return budget
+
+
+def overflows(exact: Tensor, dtype: torch.dtype) -> bool:
+    """Whether an exact result does not fit the dtype, so that its case is excluded."""
+    return bool(~(exact.abs() <= torch.finfo(dtype).max).all())
+
+
+def with_gradients(
+    function: Callable[..., Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    window: WindowLike,
+    grad: Tensor,
+    *,
+    slopes: Tensor | str | None = None,
+    logit_bias: Tensor | float | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Output and the gradient of every differentiable input of a function called as `flex_swat` is, by `NAMES`.
+
+    `grad` is the output's gradient, `[B, Hq, Lq, Dv]`.
+    """
+    given: dict[str, Any] = dict(zip(NAMES[1:], (*inputs, slopes, logit_bias), strict=True))
+    leaves = {name: x.detach().requires_grad_() for name, x in given.items() if isinstance(x, Tensor)}
+    q, k, v, slopes, logit_bias = (leaves.get(name, x) for name, x in given.items())
+    out = function(q, k, v, window, slopes=slopes, logit_bias=logit_bias, **options)
+    gradients = torch.autograd.grad(out, list(leaves.values()), grad.to(out.dtype))
+    return {"out": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def exact_results(
+    inputs: tuple[Tensor, Tensor, Tensor], window: WindowLike, grad: Tensor, **options: Any
+) -> dict[str, Tensor]:
+    """`with_gradients` of `naive_swat` on the inputs in float64; every result is float64."""
+    q, k, v = (x.double() for x in inputs)
+    for name in ("slopes", "logit_bias"):
+        if isinstance(options.get(name), Tensor):
+            options[name] = options[name].double()
+    return with_gradients(reference.naive_swat, (q, k, v), window, grad, **options)
+
+
+def rough_swat(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: WindowLike,
+    *,
+    slopes: Any = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    document_ids: Tensor | None = None,
+    activation: str = "sigmoid",
+) -> Tensor:
+    """`naive_swat` in float32, rounded where a low-precision matrix product rounds; differentiable."""
+    dtype = q.dtype
+    x = reference.logits(q.float(), k.float(), slopes, scale, logit_bias)
+    x = _RoundGradient.apply(x, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    w = reference.weights(x, reference.visible(q, k, Window.of(window), document_ids), activation)
+    values = v.float().repeat_interleave(q.shape[1] // v.shape[1], 1)
+    w = _Round.apply(w, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    out: Tensor = (w @ values).to(dtype)
+    return out
+
+
+class _Round(torch.autograd.Function):
+    """x rounded to a dtype and kept in its own; the gradient passes unrounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _RoundGradient(torch.autograd.Function):
+    """x unchanged; its gradient rounded to a dtype: the operand of the products that give dq and dk."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype).to(grad.dtype), None
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
