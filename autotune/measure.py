@@ -1,0 +1,219 @@
+"""Time candidates: clocks for CPUs and GPUs, interleaved rounds, median and spread."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+SAMPLE_MS = 5.0  # what one sample lasts: far above a clock's resolution, far below a user's patience
+MAX_CALLS = 100  # calls in one sample at most; also the launches in one CUDA graph
+TRIAL_ROUNDS = 2  # rounds before a candidate may be called hopeless: one hiccup disqualifies nobody
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate's time.
+
+    Attributes:
+        median_ms: median over the rounds, milliseconds per call.
+        spread: interquartile range divided by the median; 0 for a single round.
+        rounds: samples behind both.
+    """
+
+    median_ms: float
+    spread: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Timing":
+        """Summarise `samples`, milliseconds per call, one per round."""
+        median = statistics.median(samples)
+        if len(samples) < 2 or median == 0:
+            return cls(median, 0.0, len(samples))
+        lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, (upper - lower) / median, len(samples))
+
+
+class Clock(Protocol):
+    """How a task's candidates are timed. `name` is stored: times of different clocks are never compared."""
+
+    name: str
+
+    def sampler(self, run: Callable[[], object]) -> Callable[[], float]:
+        """Warm `run` up and choose the calls per sample; each call of the result takes one sample, in ms per call."""
+
+    def probe(self) -> None:
+        """Raise if the device no longer answers (a CUDA context stays poisoned after an illegal memory access)."""
+
+
+class WallClock:
+    """Monotonic wall clock, for CPUs; with `synchronize`, for any device that works asynchronously.
+
+    Args:
+        now: seconds, monotonic.
+        synchronize: waits for the device; called around every sample.
+    """
+
+    name = "wall"
+
+    def __init__(
+        self, now: Callable[[], float] = time.perf_counter, synchronize: Callable[[], object] = lambda: None
+    ) -> None:
+        self._now = now
+        self._synchronize = synchronize
+
+    def sampler(self, run: Callable[[], object]) -> Callable[[], float]:
+        def sample(calls: int) -> float:
+            self._synchronize()
+            start = self._now()
+            for _ in range(calls):
+                run()
+            self._synchronize()
+            return (self._now() - start) * 1e3 / calls
+
+        calls = _calls_per_sample(sample)
+        return lambda: sample(calls)
+
+    def probe(self) -> None:
+        self._synchronize()
+
+
+class EventClock:
+    """Device events around a train of launches, for CUDA and ROCm.
+
+    Where a launch costs the host more than the kernel costs the device, this measures the host: see GraphClock.
+
+    Args:
+        device: the device whose current stream `run` launches on.
+    """
+
+    name = "cuda-events"
+
+    def __init__(self, device: "torch.device | str" = "cuda") -> None:
+        self._device = device
+
+    def sampler(self, run: Callable[[], object]) -> Callable[[], float]:
+        calls = _calls_per_sample(lambda calls: self._elapsed_ms(run, calls) / calls)
+        return lambda: self._elapsed_ms(run, calls) / calls
+
+    def probe(self) -> None:
+        _cuda().synchronize(self._device)
+
+    def _elapsed_ms(self, run: Callable[[], object], calls: int) -> float:
+        cuda = _cuda()
+        with cuda.device(self._device):
+            start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(calls):
+                run()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+
+class GraphClock(EventClock):
+    """Events around the replay of a CUDA graph of launches: the host's launch cost is no part of the time.
+
+    `run` must be capturable: no synchronisation, no copy to the host. One that is not fails as an error; it is not
+    timed by another clock, whose times would not compare.
+    """
+
+    name = "cuda-graph"
+
+    def __init__(self, device: "torch.device | str" = "cuda") -> None:
+        super().__init__(device)
+        self._pool: Any = None
+
+    def sampler(self, run: Callable[[], object]) -> Callable[[], float]:
+        cuda = _cuda()
+        with cuda.device(self._device):
+            # All graphs share one memory pool, where each overwrites the other's outputs: nobody reads them.
+            self._pool = self._pool or cuda.graph_pool_handle()
+            warm_up = cuda.Stream()
+            warm_up.wait_stream(cuda.current_stream())
+            with cuda.stream(warm_up):
+                calls = _calls_per_sample(lambda calls: self._elapsed_ms(run, calls) / calls)
+            cuda.current_stream().wait_stream(warm_up)
+            graph = cuda.CUDAGraph()
+            with cuda.graph(graph, pool=self._pool):
+                for _ in range(calls):
+                    run()
+        self._elapsed_ms(graph.replay, 1)  # the first replay uploads the graph
+        return lambda: self._elapsed_ms(graph.replay, 1) / calls
+
+
+def _cuda() -> Any:
+    """torch.cuda, imported late, so that a command that only reads the store starts without it.
+
+    Any, because the annotations of events, streams and graphs differ between versions of torch.
+    """
+    import torch
+
+    return torch.cuda
+
+
+def clock_for(device: "torch.device | str") -> Clock:
+    """The clock to prefer on `device`: CUDA graphs on CUDA and ROCm, the wall clock on CPUs.
+
+    Raises:
+        ValueError: another kind of device, for which the caller must say how it is synchronised.
+    """
+    kind = str(device).partition(":")[0]
+    if kind == "cuda":
+        return GraphClock(device)
+    if kind == "cpu":
+        return WallClock()
+    raise ValueError(f"device must be a CPU or CUDA device, else pass WallClock(synchronize=...), got {device!s}")
+
+
+def race(
+    entrants: Sequence[T],
+    sample: Callable[[T], float | None],
+    samples: dict[T, list[float]],
+    *,
+    rounds: int,
+    hopeless: float = math.inf,
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Sample all entrants in interleaved rounds, so that a drifting machine drifts for all of them.
+
+    Args:
+        entrants: the candidates.
+        sample: one sample of a candidate in ms, or None when it failed and leaves the race.
+        samples: receives each candidate's samples as they come, so that an interrupted race keeps them; a failed
+            candidate's are removed.
+        rounds: samples per candidate.
+        hopeless: from round 2 on, candidates leave whose fastest sample exceeds this many times the best median.
+        go_on: asked before every round but the first; False ends the race.
+    """
+    running = list(entrants)
+    for turn in range(rounds):
+        if turn and not go_on():
+            return
+        # Every second round runs backwards: nobody always follows the same neighbour's heat and cache.
+        for entrant in running if turn % 2 == 0 else running[::-1]:
+            time_ms = sample(entrant)
+            if time_ms is None:
+                samples.pop(entrant, None)
+            else:
+                samples.setdefault(entrant, []).append(time_ms)
+        running = [entrant for entrant in running if entrant in samples]
+        if running and turn + 1 >= TRIAL_ROUNDS:
+            limit = hopeless * min(statistics.median(samples[entrant]) for entrant in running)
+            running = [entrant for entrant in running if min(samples[entrant]) <= limit]
+
+
+def _calls_per_sample(sample: Callable[[int], float]) -> int:
+    """Warm up, then the number of calls that fill a sample; `sample(calls)` is in ms per call."""
+    sample(1)  # the first call may compile, page in and fill caches
+    once = sample(1)
+    calls = MAX_CALLS if once * MAX_CALLS <= SAMPLE_MS else max(1, math.ceil(SAMPLE_MS / once))
+    sample(calls)
+    return calls
