@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import info
+from swat_flex.cli import info, show
 
 
 class _Commands(TyperGroup):
@@ -24,6 +24,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(info.info)
+app.command()(show.show)
 
 
 def _print_version(wanted: bool) -> None:
