@@ -199,6 +199,12 @@ def test_report_counts_the_pairs_that_each_contender_sees():
     assert columns[6:] == [["3", "-", "3"], ["", "-", "1.0×"], ["", "-", "1.0×"]]
 
 
+@pytest.mark.parametrize(("spread", "warns"), [(0.2, False), (0.5, True)])
+def test_report_warns_where_times_are_unsteady(spread, warns):
+    measured = {"SWAT": Measurement(Timing(1.0, 0.0), Timing(2.0, spread), None)}
+    assert ("A spread of 50%" in report.notes({64: measured}, 3)) is warns
+
+
 def test_info_names_versions_devices_and_what_runs():
     page = run("info")
     assert re.search(rf"^torch +{re.escape(torch.__version__)}$", page, re.MULTILINE)

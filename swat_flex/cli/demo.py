@@ -55,7 +55,7 @@ def demo(
     console.print("naive: SWAT's definition, dense. SDPA: PyTorch's, causal softmax over all keys.")
     results = _measure(inputs, sizes, keys, rounds)
     console.print(report.table(results, inputs.q, keys))
-    console.print(f"{report.notes(rounds)}\n")
+    console.print(f"{report.notes(results, rounds)}\n")
     if png is not None:
         series = report.series(results)
         plot.save(plot.times(sizes, series, f"Forward + backward, {setting}\n{machine.describe(place)}"), png)

@@ -14,6 +14,8 @@ from swat_flex.problem import WindowLike
 
 CONTENDERS = ("SWAT", "naive", "SDPA")
 
+UNSTEADY = 0.3  # a spread beyond which a ratio of medians says little
+
 Results = dict[int, dict[str, Measurement]]  # by length, then by contender
 
 
@@ -61,12 +63,17 @@ def _times(other: Timing, swat: Timing) -> str:
     return f"{ratio:,.1f}×" if ratio >= 1 else f"{ratio:.2f}×"
 
 
-def notes(rounds: int) -> str:
-    """How to read the table."""
-    return (
+def notes(results: Results, rounds: int) -> str:
+    """How to read the table, and a warning where the machine was too busy to trust it."""
+    text = (
         f"Medians of {rounds} interleaved rounds; ± is the interquartile range over the median. GFLOP/s counts the "
         "pairs that each one sees. Peak is the memory of forward and backward beyond the inputs."
     )
+    timings = [timing for row in results.values() for mine in row.values() for timing in (mine.forward, mine.both)]
+    widest = max(timing.spread for timing in timings)
+    if widest > UNSTEADY:
+        text += f"\nA spread of {widest:.0%}: this machine is busy with something else; stop it, or take more --rounds."
+    return text
 
 
 def series(results: Results) -> dict[str, list[float]]:
