@@ -216,8 +216,8 @@ def test_operators_pass_torchs_own_check():
         options = case.options()
         slopes, bias = options["slopes"].requires_grad_(), options.get("logit_bias")
         left, right = (15, 0) if case.window == 16 else case.window
-        softmax = case.activation == "softmax"
-        rest = (slopes, bias, options.get("document_ids"), left, right, 0.3, softmax)
+        activation = case.activation
+        rest = (slopes, bias, options.get("document_ids"), left, right, 0.3, activation)
         torch.library.opcheck(torch.ops.swat_flex.banded, (q, k, v, *rest))
         plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in (case.gradient(), q, k, v, *rest)]
         torch.library.opcheck(torch.ops.swat_flex.banded_backward, (*plain, True))

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from swat_flex.backends.banded.tiles import Band
+from swat_flex.backends.operator import define, empty_output, per_head_dtype
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
 
@@ -43,9 +43,7 @@ def swat(
     activation: str,
 ) -> Tensor:
     """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
-    softmax = activation == "softmax"
-    out: Tensor = _forward(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, softmax)
-    return out
+    return _operator(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
 
 
 _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # public, missing in torch's types
@@ -65,18 +63,6 @@ def _exact_products(device_type: str) -> Iterator[None]:
         yield
 
 
-def _empty_output(q: Tensor, value_dim: int) -> Tensor:
-    """`[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
-    order = sorted(range(4), key=q.stride, reverse=True)
-    return torch.empty_permuted((*q.shape[:3], value_dim), order, dtype=q.dtype, device=q.device)
-
-
-@torch.library.custom_op(
-    "swat_flex::banded",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids, "
-    "SymInt? left, SymInt? right, float scale, bool softmax) -> Tensor",
-)
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -84,15 +70,12 @@ def _forward(
     slopes: Tensor | None,
     logit_bias: Tensor | None,
     document_ids: Tensor | None,
-    left: int | None,
-    right: int | None,
+    window: Window,
     scale: float,
-    softmax: bool,
+    activation: str,
 ) -> Tensor:
-    out = _empty_output(q, v.shape[3])
-    if out.numel() == 0:
-        return out
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
+    out = empty_output(q, v.shape[3])
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
     with _exact_products(q.device.type):
         for group in band.groups():
             for blocks, span in band.segments():
@@ -109,18 +92,6 @@ def _forward(
     return out
 
 
-@_forward.register_fake
-def _(q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax):  # type: ignore[no-untyped-def]
-    return _empty_output(q, v.shape[3])
-
-
-@torch.library.custom_op(
-    "swat_flex::banded_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids, "
-    "SymInt? left, SymInt? right, float scale, bool softmax, bool per_head) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -129,18 +100,13 @@ def _backward(
     slopes: Tensor | None,
     logit_bias: Tensor | None,
     document_ids: Tensor | None,
-    left: int | None,
-    right: int | None,
+    window: Window,
     scale: float,
-    softmax: bool,
+    activation: str,
     per_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias), contiguous; the last is zero unless `per_head`."""
-    dq, dk, dv = _gradient_like(q), _gradient_like(k), _gradient_like(v)
-    d_per_head = torch.zeros(2, q.shape[1], dtype=_per_head_dtype(q), device=q.device)
-    if grad.numel() == 0:
-        return dq, dk, dv, d_per_head
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, Window(left, right), scale, softmax)
+    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
     per_tile: dict[int, list[Tensor]] = {}
     with _exact_products(q.device.type):
         for group in band.groups():
@@ -166,47 +132,10 @@ def _backward(
             if dk_sum.dtype != dk.dtype:
                 dk[group].copy_(dk_sum.view(dk[group].shape))
                 dv[group].copy_(dv_sum.view(dv[group].shape))
+    d_per_head = torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
     for first, tiles in per_tile.items():
         d_per_head[:, first : first + tiles[0].shape[1]] = torch.stack(tiles).sum(0)
     return dq, dk, dv, d_per_head
 
 
-@_backward.register_fake
-def _(grad, q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax, per_head):  # type: ignore[no-untyped-def]
-    d_per_head = q.new_empty(2, q.shape[1], dtype=_per_head_dtype(q))
-    return _gradient_like(q), _gradient_like(k), _gradient_like(v), d_per_head
-
-
-def _per_head_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _gradient_like(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.rest = inputs[6:]
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    per_head = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
-    dq, dk, dv, d_per_head = _backward(grad, *ctx.saved_tensors, *ctx.rest, per_head)
-    gradients = (dq, dk, dv, *d_per_head.unbind())
-    needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))
-    return *needed, None, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.swat_flex.banded)
-def _forward_flops(q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax, **_) -> int:  # type: ignore[no-untyped-def]
-    pairs = Window(left, right).pairs(q[2], k[2])
-    return int(2 * q[0] * q[1] * pairs * (q[3] + v[3]))
-
-
-@register_flop_formula(torch.ops.swat_flex.banded_backward)
-def _backward_flops(grad, q, k, v, *rest, **_) -> int:  # type: ignore[no-untyped-def]
-    return 5 * _forward_flops(q, k, v, *rest[:-1]) // 2
+_operator = define("banded", _forward, _backward)

@@ -1,0 +1,106 @@
+"""What every backend's operator has in common: schema, fake kernels, autograd, FLOPs, layout of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from swat_flex.window import Window
+
+Forward = Callable[..., Tensor]
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids"
+_OPTIONS = "SymInt? left, SymInt? right, float scale, str activation"
+
+
+def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Tensor]:
+    """Register `swat_flex::name` and `swat_flex::name_backward` with torch.library.
+
+    Args:
+        name: the backend's.
+        forward: `(q, k, v, slopes, logit_bias, document_ids, window, scale, activation)` to the output; slopes and
+            logit_bias are `[Hq]` or None. No input is empty.
+        backward: `(grad, …as forward…, per_head)` to (dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias); what the last
+            holds does not matter unless `per_head`. No input is empty.
+
+    Returns:
+        The operator: `(q, k, v, slopes, logit_bias, document_ids, left, right, scale, activation)` to the output. It
+        saves its tensor inputs for the backward and nothing else; a second derivative raises.
+    """
+
+    def run_forward(
+        q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, document_ids: Tensor | None,
+        left: int | None, right: int | None, scale: float, activation: str,
+    ) -> Tensor:  # fmt: skip
+        if q.numel() == 0:
+            return empty_output(q, v.shape[3])
+        return forward(q, k, v, slopes, logit_bias, document_ids, Window(left, right), scale, activation)
+
+    def run_backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+        document_ids: Tensor | None, left: int | None, right: int | None, scale: float, activation: str, per_head: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        if q.numel() == 0:
+            zeros = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+            return *zeros, torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)  # type: ignore[return-value]  # a starred generator
+        window = Window(left, right)
+        return backward(grad, q, k, v, slopes, logit_bias, document_ids, window, scale, activation, per_head)
+
+    library_op = torch.library.custom_op
+    schema = f"({_INPUTS}, {_OPTIONS}) -> Tensor"
+    op = library_op(f"swat_flex::{name}", run_forward, mutates_args=(), schema=schema)
+    schema = f"(Tensor grad, {_INPUTS}, {_OPTIONS}, bool per_head) -> (Tensor, Tensor, Tensor, Tensor)"
+    backward_op = library_op(f"swat_flex::{name}_backward", run_backward, mutates_args=(), schema=schema)
+    op.register_fake(lambda q, k, v, *_: empty_output(q, v.shape[3]))
+    backward_op.register_fake(_fake_backward)
+    _register_autograd(op, backward_op)
+    packets = torch.ops.swat_flex
+    register_flop_formula(getattr(packets, name))(_forward_flops)
+    register_flop_formula(getattr(packets, f"{name}_backward"))(_backward_flops)
+    return op
+
+
+def empty_output(q: Tensor, value_dim: int) -> Tensor:
+    """`[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
+    order = sorted(range(4), key=q.stride, reverse=True)
+    return torch.empty_permuted((*q.shape[:3], value_dim), order, dtype=q.dtype, device=q.device)
+
+
+def per_head_dtype(q: Tensor) -> torch.dtype:
+    """Of slopes, logit_bias and their gradients."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return dq, dk, dv, torch.empty(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
+
+
+def _register_autograd(op: Any, backward_op: Any) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.rest = inputs[6:]
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        per_head = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        dq, dk, dv, d_per_head = backward_op(grad, *ctx.saved_tensors, *ctx.rest, per_head)
+        gradients = (dq, dk, dv, *d_per_head.unbind())
+        needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))
+        return *needed, *[None] * 5
+
+    op.register_autograd(differentiate, setup_context=save)
+
+
+def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
+    """Of the visible pairs, documents apart; the arguments are shapes where the operator has tensors."""
+    left, right = rest[3:5]
+    return int(2 * q[0] * q[1] * Window(left, right).pairs(q[2], k[2]) * (q[3] + v[3]))
+
+
+def _backward_flops(grad: Any, *inputs: Any, **_: Any) -> int:
+    return 5 * _forward_flops(*inputs) // 2
