@@ -86,6 +86,7 @@ _AMD_CLASSES = tuple((name, re.compile(amd)) for name, _, amd in _CLASSES)
 _SASS_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;", re.MULTILINE)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (\S+)\s*$", re.MULTILINE)
 _SASS_ENDS = re.compile(r"(EXIT|RET|BRX|JMX|JMP)\b")
+_IDESC = re.compile(r"idesc\[(UR\d+)\]")
 _AMD_LINE = re.compile(r"^\s+([a-z]+_[a-z0-9_]+)(?:\s+([^;\n]*))?", re.MULTILINE)
 _AMD_LABEL = re.compile(r"^(\.?\w+):", re.MULTILINE)
 
@@ -93,13 +94,13 @@ _AMD_LABEL = re.compile(r"^(\.?\w+):", re.MULTILINE)
 def parse_sass(text: str, function: str | None = None) -> tuple[Instruction, ...]:
     """The instructions of one function in the output of `cuobjdump -sass`: the first, or the one named."""
     instructions = []
-    uniform: dict[str, str] = {}  # uniform registers and the constants last moved into them
+    constants: dict[str, str] = {}  # what uniform registers hold, as far as the code above set them to constants
     for line in _SASS_LINE.finditer(_function(text, function)):
         address, predicate, opcode, operands = line.groups()
-        if opcode == "UMOV":
+        operands = _IDESC.sub(lambda register: constants.get(register[1], register[0]), operands)
+        if operands.startswith("UR"):
             register, _, value = operands.partition(", ")
-            uniform[register] = value
-        operands = re.sub(r"idesc\[(UR\d+)\]", lambda match: f"idesc[{uniform.get(match[1], match[1])}]", operands)
+            constants[register] = f"idesc[{value}]" if opcode == "UMOV" else f"idesc[{register}]"
         target, falls_through = None, True
         if opcode.split(".")[0] == "BRA":
             condition, _, destination = operands.rpartition(" ")  # "@P0 BRA 0x40", "BRA.U !UP0, 0x40"
@@ -136,13 +137,13 @@ def parse_amdgcn(text: str) -> tuple[Instruction, ...]:
 
 def _function(text: str, name: str | None) -> str:
     """The part of a listing that belongs to one function."""
-    starts = list(_SASS_FUNCTION.finditer(text))
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        if name in (None, start[1]):
-            return text[start.end() : following.start() if following else None]
-    if starts:
-        raise ValueError(f"function: expected one of {', '.join(start[1] for start in starts)}, got {name!r}")
-    return text
+    head, *parts = _SASS_FUNCTION.split(text)  # what stands before the first, then names and listings in turn
+    listings = dict(zip(parts[::2], parts[1::2], strict=True)) or {"": head}
+    if name is None:
+        return next(iter(listings.values()))
+    if name not in listings:
+        raise ValueError(f"function: expected one of {', '.join(listings)}, got {name!r}")
+    return listings[name]
 
 
 def _kind(opcode: str, classes: tuple[tuple[str, re.Pattern[str]], ...]) -> str:
