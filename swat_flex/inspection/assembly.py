@@ -83,24 +83,27 @@ SPECIAL_FUNCTIONS = ("EX2", "RCP", "LG2", "TANH", "other MUFU")
 _SASS_CLASSES = tuple((name, re.compile(sass)) for name, sass, _ in _CLASSES)
 _AMD_CLASSES = tuple((name, re.compile(amd)) for name, _, amd in _CLASSES)
 
-_SASS_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;", re.MULTILINE)
+# Some versions of cuobjdump put scheduling notes behind the operands: "BRA 0x40  &req={2} ?trans5;".
+_SASS_LINE = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*(?:(?<=\s)[&?][^;]*)?;", re.MULTILINE
+)
 _SASS_FUNCTION = re.compile(r"^\s*Function : (\S+)\s*$", re.MULTILINE)
 _SASS_ENDS = re.compile(r"(EXIT|RET|BRX|JMX|JMP)\b")
 _IDESC = re.compile(r"idesc\[(UR\d+)\]")
-_AMD_LINE = re.compile(r"^\s+([a-z]+_[a-z0-9_]+)(?:\s+([^;\n]*))?", re.MULTILINE)
-_AMD_LABEL = re.compile(r"^(\.?\w+):", re.MULTILINE)
+_AMD_LINE = re.compile(r"\s+([a-z]+_[a-z0-9_]+)(?:\s+([^;]*))?")
+_AMD_LABEL = re.compile(r"(\.?\w+):")
 
 
 def parse_sass(text: str, function: str | None = None) -> tuple[Instruction, ...]:
     """The instructions of one function in the output of `cuobjdump -sass`: the first, or the one named."""
     instructions = []
-    constants: dict[str, str] = {}  # what uniform registers hold, as far as the code above set them to constants
+    constants: dict[str, str] = {}  # by uniform register, where the last instruction that wrote it moved one there
     for line in _SASS_LINE.finditer(_function(text, function)):
         address, predicate, opcode, operands = line.groups()
-        operands = _IDESC.sub(lambda register: constants.get(register[1], register[0]), operands)
+        operands = _IDESC.sub(lambda found: f"idesc[{constants.get(found[1], found[1])}]", operands)
         if operands.startswith("UR"):
             register, _, value = operands.partition(", ")
-            constants[register] = f"idesc[{value}]" if opcode == "UMOV" else f"idesc[{register}]"
+            constants[register] = value if opcode == "UMOV" and predicate is None else register
         target, falls_through = None, True
         if opcode.split(".")[0] == "BRA":
             condition, _, destination = operands.rpartition(" ")  # "@P0 BRA 0x40", "BRA.U !UP0, 0x40"

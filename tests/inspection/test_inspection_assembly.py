@@ -61,6 +61,13 @@ def test_jumps_are_read():
     }
 
 
+def test_scheduling_notes_are_no_operands():
+    """As cuobjdump of Triton 3.6 writes them for sm_120."""
+    code = parse_sass(listing("FADD R0, R1, R2   &wr=0x1   ?trans1", "@!P0 BRA 0x0  &req={2} ?trans5", "EXIT  ?trans5"))
+    assert [i.operands for i in code] == ["R0, R1, R2", "0x0", ""]
+    assert code[1].target == 0
+
+
 def test_one_function_is_read():
     assert [i.opcode for i in parse_sass(SASS)] == ["EXIT"]
     with pytest.raises(ValueError, match=r"function: expected one of helper, forward, got 'backward'"):
