@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from swat_flex.cli import screen
+from swat_flex.cli import options, screen
 from swat_flex.inspection import (
     Gpu,
     Inspection,
@@ -57,13 +57,15 @@ def inspect(
         float | None, typer.Option("--bytes", help="Bytes of GPU memory that one loop iteration of one block moves.")
     ] = None,
     head_dim: Annotated[int, typer.Option(help="Head dimension of swat_flex's own kernels.")] = 64,
-    window: Annotated[int, typer.Option(help="Window of swat_flex's own kernels, in tokens.")] = 1024,
+    window: Annotated[str, typer.Option(help="Window of swat_flex's own kernels: tokens, or left,right.")] = "1024",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the same facts to this file.")] = None,
 ) -> None:
     """Registers, spills, occupancy, instruction mix and static bound of a Triton kernel, for any target.
 
     The bound is a prediction from instruction counts and published rates, not a measurement.
     """
+    options.whole("--head-dim", head_dim, 1, 256)
+    options.window(window)
     if kernel is None:
         raise typer.BadParameter(
             "expected a kernel to inspect, as this version has no Triton kernels of its own "
@@ -72,13 +74,13 @@ def inspect(
         )
     if warps < 1 or warps & (warps - 1):
         raise typer.BadParameter(f"expected a power of two, got {warps}", param_hint="--warps")
-    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
+    triton_options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
     if maxnreg is not None:
-        options["maxnreg"] = maxnreg
+        triton_options["maxnreg"] = maxnreg
     try:
         product = gpu_named(gpu, target_named(target)) if gpu else None
         types = [word.strip() for word in signature.split(",")] if signature else []
-        found = inspect_kernel(_load(kernel), types, _constexprs(constexpr or []), target, **options)
+        found = inspect_kernel(_load(kernel), types, _constexprs(constexpr or []), target, **triton_options)
     except typer.BadParameter:
         raise
     except (ValueError, TypeError) as error:

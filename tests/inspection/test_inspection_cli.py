@@ -53,6 +53,8 @@ def test_unknown_rates_are_said():
     [
         ([], "no Triton kernels of its own (asked for head_dim 64, window 1024), got none"),
         (["--target", "sm_90", "--head-dim", "128", "--window", "512"], "(asked for head_dim 128, window 512)"),
+        (["--head-dim", "512"], "--head-dim: expected 1 to 256, got 512"),
+        (["--window", "0"], "--window: expected keys per query"),
         (["attend_kernel"], "expected a module and a kernel, as in kernels.py:forward, got 'attend_kernel'"),
         (["no_such_module:kernel"], "expected a kernel that can be imported, got 'no_such_module:kernel'"),
         ([f"{KERNELS}:no_such_kernel"], "expected a kernel that can be imported"),
