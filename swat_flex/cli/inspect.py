@@ -45,16 +45,17 @@ def inspect(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A compile-time argument; may be repeated.")
     ] = None,
     warps: Annotated[int, typer.Option(help="Warps per block.")] = 4,
-    stages: Annotated[int, typer.Option(help="Software-pipelining stages.")] = 3,
+    stages: Annotated[int, typer.Option(min=0, help="Software-pipelining stages.")] = 3,
     maxnreg: Annotated[int | None, typer.Option(help="Cap on registers per thread (NVIDIA).")] = None,
     gpu: Annotated[
         str | None, typer.Option(help='For TFLOP/s: "A100", "H100", "H200", "B200", "RTX 5090" or "MI300X".')
     ] = None,
     flops: Annotated[
-        float | None, typer.Option(help="Useful FLOP of one loop iteration of one block, for TFLOP/s.")
+        float | None, typer.Option(min=0, help="Useful FLOP of one loop iteration of one block, for TFLOP/s.")
     ] = None,
     bytes_moved: Annotated[
-        float | None, typer.Option("--bytes", help="Bytes of GPU memory that one loop iteration of one block moves.")
+        float | None,
+        typer.Option("--bytes", min=0, help="Bytes of GPU memory that one loop iteration of one block moves."),
     ] = None,
     head_dim: Annotated[int, typer.Option(help="Head dimension of swat_flex's own kernels.")] = 64,
     window: Annotated[str, typer.Option(help="Window of swat_flex's own kernels: tokens, or left,right.")] = "1024",
@@ -108,10 +109,11 @@ def _load(text: str) -> Any:
         )
     try:
         if module_name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            unique = f"inspected_{Path(module_name).stem}"  # a file may be called as a module that is loaded
+            spec = importlib.util.spec_from_file_location(unique, module_name)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{module_name} cannot be loaded")
-            module = importlib.util.module_from_spec(spec)
+            module = sys.modules[unique] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
             sys.path.insert(0, "")  # as `python -m` does
