@@ -24,6 +24,7 @@ ARROWS = {
     "dispatch": {"problem", "backends"},
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
     "plot": {"window", "positions"},
+    "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}

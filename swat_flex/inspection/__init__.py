@@ -1,0 +1,31 @@
+"""Registers, spills, occupancy, instruction mix and static bound of a Triton kernel, for any target on any machine."""
+
+from swat_flex.inspection.assembly import Instruction, parse_amdgcn, parse_sass
+from swat_flex.inspection.bound import Prediction, predict
+from swat_flex.inspection.kernel import Inspection, compile_for, inspect_kernel
+from swat_flex.inspection.loops import Loop, inner_loops
+from swat_flex.inspection.occupancy import Occupancy, Resources, occupancy
+from swat_flex.inspection.targets import GPUS, TARGETS, Gpu, Rates, Target, gpu_named, target_named
+
+__all__ = [
+    "GPUS",
+    "TARGETS",
+    "Gpu",
+    "Inspection",
+    "Instruction",
+    "Loop",
+    "Occupancy",
+    "Prediction",
+    "Rates",
+    "Resources",
+    "Target",
+    "compile_for",
+    "gpu_named",
+    "inner_loops",
+    "inspect_kernel",
+    "occupancy",
+    "parse_amdgcn",
+    "parse_sass",
+    "predict",
+    "target_named",
+]
