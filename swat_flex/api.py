@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swat_flex import dispatch, reference, validation
-from swat_flex.backends import banded
+from swat_flex.backends import banded, triton
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
 from swat_flex.window import Window
@@ -77,9 +77,8 @@ def flex_swat(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = problem.head_dim**-0.5 if scale is None else float(scale)
-    return banded.swat(
-        q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation
-    )
+    swat = triton.swat if choice.backend == "triton" else banded.swat
+    return swat(q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +121,15 @@ def explain(
         for name in ("triton", "flex", "banded", "naive")
         if name != choice.backend
     }
-    configuration = "none" if choice.backend == "naive" else str(banded.configuration(problem.window))
-    return Explanation(choice.backend, choice.why, configuration, "default", others)
+    return Explanation(choice.backend, choice.why, _configuration(problem, choice.backend), "default", others)
+
+
+def _configuration(problem: SwatProblem, backend: str) -> str:
+    if backend == "banded":
+        return str(banded.configuration(problem.window))
+    if backend == "triton":
+        return ", ".join(f"{kernel} {cut}" for kernel, cut in triton.configuration(problem).items())
+    return "none"
 
 
 def _describe(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swat_flex.backends import banded
+from swat_flex.backends import banded, triton
 from swat_flex.problem import SwatProblem
 
 ABSENT = {
     "flex": "FlexAttention lowering is not part of this version",
-    "triton": "Triton kernels are not part of this version",
 }
 
 
@@ -41,4 +40,6 @@ def why_not(problem: SwatProblem, backend: str) -> str | None:
     """Why this backend cannot run the problem, or None."""
     if backend in ABSENT:
         return ABSENT[backend]
+    if backend == "triton":
+        return triton.supports(problem)
     return banded.supports(problem)  # `naive` supports what `banded` does

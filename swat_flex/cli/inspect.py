@@ -24,9 +24,11 @@ from swat_flex.inspection import (
     Prediction,
     gpu_named,
     inspect_kernel,
+    own_kernels,
     predict,
     target_named,
 )
+from swat_flex.problem import WindowLike
 
 NOTE = "The bound is a static prediction from instruction counts and published rates, not a measurement."
 
@@ -66,13 +68,10 @@ def inspect(
     The bound is a prediction from instruction counts and published rates, not a measurement.
     """
     options.whole("--head-dim", head_dim, 1, 256)
-    options.window(window)
+    keys = options.window(window)
     if kernel is None:
-        raise typer.BadParameter(
-            "expected a kernel to inspect, as this version has no Triton kernels of its own "
-            f"(asked for head_dim {head_dim}, window {window}), got none",
-            param_hint="MODULE:KERNEL",
-        )
+        _report_own(head_dim, keys, target, gpu, json_file)
+        return
     if warps < 1 or warps & (warps - 1):
         raise typer.BadParameter(f"expected a power of two, got {warps}", param_hint="--warps")
     triton_options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
@@ -97,7 +96,33 @@ def inspect(
     ]
     screen.console().print(_report(found, predictions, product))
     if json_file is not None:
-        _write(json_file, found, predictions, product)
+        _write(json_file, _record(found, predictions, product))
+
+
+def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None, json_file: Path | None) -> None:
+    """Each of our kernels, bfloat16, in its default configuration."""
+    try:
+        chosen = target_named(target)
+        product = gpu_named(gpu, chosen) if gpu else None
+        kernels = own_kernels(head_dim, window, target)
+    except (ValueError, RuntimeError) as error:
+        raise typer.BadParameter(_last_line(error), param_hint="--target") from error
+    records = []
+    for own in kernels:
+        found = own.found
+        predictions = [
+            predict(loop, found.warps, found.target, gpu=product, flops=own.flops if loop is own.interior else None)
+            for loop in found.loops
+        ]
+        screen.console().print(f"[bold]{own.name}[/], {own.config}", markup=True)
+        screen.console().print(_report(found, predictions, product), "")
+        records.append(_record(found, predictions, product))
+    screen.console().print(
+        "Loops in order: the window's left edge, the interior without masks, the rest. TFLOP/s counts a kernel's own "
+        "matrix products; only the forward's are all useful."
+    )
+    if json_file is not None:
+        _write(json_file, records)
 
 
 def _load(text: str) -> Any:
@@ -212,8 +237,8 @@ def _unknown(predictions: list[Prediction]) -> dict[str, str]:
     return {unit: why for prediction in predictions for unit, why in prediction.unknown.items()}
 
 
-def _write(file: Path, found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -> None:
-    facts = {
+def _record(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -> dict[str, Any]:
+    return {
         "kernel": found.name,
         "target": found.target.name,
         "gpu": gpu.name if gpu else None,
@@ -234,6 +259,9 @@ def _write(file: Path, found: Inspection, predictions: list[Prediction], gpu: Gp
         ],
         "note": NOTE,
     }
+
+
+def _write(file: Path, facts: object) -> None:
     try:
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -5,6 +5,7 @@ from swat_flex.inspection.bound import Prediction, predict
 from swat_flex.inspection.kernel import Inspection, compile_for, inspect_kernel
 from swat_flex.inspection.loops import Loop, inner_loops
 from swat_flex.inspection.occupancy import Occupancy, Resources, occupancy
+from swat_flex.inspection.own import OwnKernel, own_kernels
 from swat_flex.inspection.targets import GPUS, TARGETS, Gpu, Rates, Target, gpu_named, target_named
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Instruction",
     "Loop",
     "Occupancy",
+    "OwnKernel",
     "Prediction",
     "Rates",
     "Resources",
@@ -24,6 +26,7 @@ __all__ = [
     "inner_loops",
     "inspect_kernel",
     "occupancy",
+    "own_kernels",
     "parse_amdgcn",
     "parse_sass",
     "predict",

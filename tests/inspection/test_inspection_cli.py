@@ -41,6 +41,24 @@ def test_the_report_and_the_file_agree(tmp_path):
     assert "not a measurement" in facts["note"]
 
 
+def test_without_a_kernel_it_reports_ours(tmp_path):
+    file = tmp_path / "ours.json"
+    result = run("--target", "sm_90", "--head-dim", "64", "--window", "1024", "--gpu", "H200", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    records = json.loads(file.read_text())
+    assert [record["kernel"] for record in records] == [
+        "forward_kernel",
+        "query_gradient_kernel",
+        "key_gradients_kernel",
+    ]
+    for record in records:
+        assert record["kernel"] in result.output
+        interior = min(record["loops"], key=lambda loop: loop["instructions"])
+        assert interior["prediction"]["bound"]
+        assert interior["prediction"]["tflops"] > 0
+    assert "not a measurement" in result.output
+
+
 def test_unknown_rates_are_said():
     result = run(*ATTEND, *TILE, "--target", "gfx942")
     assert result.exit_code == 0, result.output
@@ -51,8 +69,8 @@ def test_unknown_rates_are_said():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no Triton kernels of its own (asked for head_dim 64, window 1024), got none"),
-        (["--target", "sm_90", "--head-dim", "128", "--window", "512"], "(asked for head_dim 128, window 512)"),
+        (["--target", "sm_70"], "expected one of sm_80, sm_90, sm_100, sm_120, gfx942, got 'sm_70'"),
+        (["--gpu", "A100"], "gpu: expected a GPU of sm_90 (H100, H200), got 'A100'"),
         (["--head-dim", "512"], "--head-dim: expected 1 to 256, got 512"),
         (["--window", "0"], "--window: expected keys per query"),
         (["attend_kernel"], "expected a module and a kernel, as in kernels.py:forward, got 'attend_kernel'"),

@@ -1,0 +1,60 @@
+"""Tile sizes of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kernel = Literal["forward", "query_gradient", "key_gradients"]
+
+
+@dataclass(frozen=True, slots=True)
+class TritonConfig:
+    """How a kernel is cut.
+
+    block_m: queries in a tile.
+    block_n: keys in a tile.
+    warps: of one program.
+    stages: tiles in flight in the loop over fully visible tiles.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+# (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
+# of each is small enough for every GPU and is what a kernel falls back to where shared memory is short.
+_HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
+    "forward": (
+        (64, TritonConfig(128, 64, 4, 3)),
+        (128, TritonConfig(128, 64, 8, 2)),
+        (256, TritonConfig(64, 32, 8, 2)),
+    ),
+    "query_gradient": (
+        (64, TritonConfig(128, 64, 8, 3)),
+        (128, TritonConfig(128, 64, 8, 2)),
+        (256, TritonConfig(64, 32, 8, 2)),
+    ),
+    "key_gradients": (
+        (64, TritonConfig(64, 128, 8, 2)),
+        (128, TritonConfig(32, 128, 8, 2)),
+        (256, TritonConfig(32, 32, 8, 2)),
+    ),
+}
+_SMALLEST = TritonConfig(32, 32, 4, 1)
+
+
+def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[TritonConfig, ...]:
+    """What to run, and what to run instead where that does not fit into the device's shared memory.
+
+    Args:
+        kernel: which.
+        padded_dim: the larger of the padded head dimensions.
+        itemsize: bytes per element; float32 is multiplied without tensor cores, in small tiles.
+    """
+    if itemsize == 4:
+        return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
+    chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
+    return chosen, _SMALLEST

@@ -1,0 +1,185 @@
+"""Backend `triton`: our own kernels, forward and backward, for NVIDIA and AMD GPUs.
+
+Three loops over key tiles: the window's left edge masked, the interior without mask arithmetic, the rest masked. The
+logit costs one fused multiply-add and one addition, σ 1.25 special functions. Sums are float32; the backward recomputes
+the logits, adds nothing atomically and repeats to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swat_flex.backends.operator import define, empty_output, per_head_dtype
+from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations
+from swat_flex.problem import SwatProblem
+from swat_flex.window import Window
+
+FLOAT16_SHIFT = 15  # weights are rounded times 2¹⁵: the largest, 1, stays below float16's 65,504
+
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def supports(problem: SwatProblem) -> str | None:
+    """Why `triton` cannot run this problem, or None."""
+    if not _INSTALLED:
+        return "triton is not installed"
+    if problem.activation == "softmax":
+        return "activation='softmax' is for baselines, which naive, banded and flex have"
+    if problem.dtype == torch.float64:
+        return "the kernels sum in float32, which float64 would not survive"
+    if problem.device_type == "cuda":
+        return None
+    if problem.device_type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the kernels need a GPU, got {problem.device_type}"
+    if problem.dtype == torch.bfloat16 or problem.activation == "tanh-sigmoid":
+        return "Triton's interpreter has neither bfloat16 products nor the hardware tanh"
+    return None
+
+
+def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
+    """What a call runs with, kernel by kernel."""
+    widest = max(padded(problem.head_dim), padded(problem.value_dim))
+    kernels: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
+    return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
+
+
+def swat(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor | None,
+    logit_bias: Tensor | None,
+    document_ids: Tensor | None,
+    window: Window,
+    scale: float,
+    activation: str,
+) -> Tensor:
+    """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
+    return _operator(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
+
+
+def padded(dim: int) -> int:
+    """A tile's columns: a power of two that a matrix product takes."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+class _Call:
+    """What the kernels of one call have in common."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+        document_ids: Tensor | None, window: Window, scale: float, activation: str,
+    ) -> None:  # fmt: skip
+        self.q, self.k, self.v = q, k, v
+        vectors = (slopes, logit_bias, document_ids)
+        self.vectors = tuple(None if x is None else x.contiguous() for x in vectors)
+        q_len, kv_len, head_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+        left, right = window.reach(q_len, kv_len)
+        document_stride = kv_len if document_ids is not None and document_ids.dim() == 2 else 0
+        group = q.shape[1] // k.shape[1]
+        self.sizes = (q_len, kv_len, left, right, scale, q.shape[1], group, document_stride)
+        self.padded = padded(head_dim), padded(value_dim)
+        self.constants: dict[str, Any] = {
+            "D": head_dim, "DV": value_dim, "BD": self.padded[0], "BDV": self.padded[1], "BOTH_SIDES": right > 0,
+            "KIND": _kind(q, activation),
+        }  # fmt: skip
+        self.shift = FLOAT16_SHIFT if q.dtype == torch.float16 else 0
+
+    def launch(self, kernel: Any, name: Kernel, tiles: Callable[[TritonConfig], int], *args: Any, **more: Any) -> None:
+        """Run a kernel over `tiles` programs, with the first configuration that the device has room for."""
+        from triton.runtime.errors import OutOfResources
+
+        *larger, smallest = configurations(name, max(self.padded), self.q.element_size())
+        for config in (*larger, smallest):
+            sizes = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
+            options = {"num_warps": config.warps, "num_stages": config.stages}
+            try:
+                kernel[(tiles(config),)](*args, *self.sizes, **self.constants, **more, **sizes, **options)
+                return
+            except OutOfResources:
+                if config is smallest:
+                    raise
+
+
+def _kind(q: Tensor, activation: str) -> Any:
+    from swat_flex.backends.triton import sigmoid
+
+    if activation == "tanh-sigmoid":
+        return sigmoid.TANH
+    ampere = (
+        q.device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(q.device)[0] >= 8
+    )
+    return sigmoid.FAST if ampere and q.dtype != torch.float32 else sigmoid.PLAIN
+
+
+def _tiles(length: int, block: int) -> int:
+    return -(-length // block)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    from swat_flex.backends.triton.forward import forward_kernel
+
+    call = _Call(q, k, v, *rest)
+    out = empty_output(q, v.shape[3])
+    with _on(q):
+        call.launch(
+            forward_kernel, "forward", lambda c: _tiles(q.shape[2], c.block_m) * q.shape[1] * q.shape[0],
+            q, k, v, *call.vectors, out, q.stride(), k.stride(), v.stride(), out.stride(), SHIFT=call.shift,
+        )  # fmt: skip
+    return out
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from swat_flex.backends.triton.backward import key_gradients_kernel, query_gradient_kernel
+
+    *inputs, per_head = rest
+    call = _Call(q, k, v, *inputs)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    batch, q_heads, q_len, _ = q.shape
+    scale = _logit_gradient_scale(grad, v) if q.dtype == torch.float16 else None
+    partial = None
+    if per_head:
+        programs = batch * q_heads * _tiles(q_len, 16)  # no configuration has smaller tiles
+        partial = torch.zeros(2 * programs, dtype=torch.float32, device=q.device)
+    shared = (grad, q, k, v, *call.vectors, scale)
+    strides = (grad.stride(), q.stride(), k.stride(), v.stride())
+    programs = 0
+
+    def query_tiles(config: TritonConfig) -> int:
+        nonlocal programs
+        programs = _tiles(q_len, config.block_m) * q_heads * batch
+        return programs
+
+    with _on(q):
+        call.launch(query_gradient_kernel, "query_gradient", query_tiles, *shared, dq, partial, *strides, dq.stride())
+        call.launch(
+            key_gradients_kernel, "key_gradients", lambda c: _tiles(k.shape[2], c.block_n) * k.shape[1] * batch,
+            *shared, dk, dv, *strides, dk.stride(), dv.stride(), SHIFT=call.shift,
+        )  # fmt: skip
+    if partial is None:
+        return dq, dk, dv, torch.zeros(2, q_heads, dtype=per_head_dtype(q), device=q.device)
+    return dq, dk, dv, partial[: 2 * programs].view(2, batch, q_heads, -1).sum((1, 3))
+
+
+def _logit_gradient_scale(grad: Tensor, v: Tensor) -> Tensor:
+    """`[1]` float32, on the device: the power of two that puts the bound of |dw·w(1 − w)| just below 2¹⁵.
+
+    |dw| = |⟨do_i, v_j⟩| ≤ ‖do_i‖·‖v_j‖ and w(1 − w) ≤ ¼. Held to 2^±60, so that zeros and infinities stay harmless.
+    """
+    longest = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax() for x in (grad, v)]
+    return torch.exp2((17 - torch.log2(longest[0] * longest[1])).floor().clamp(-60, 60)).reshape(1)
+
+
+def _on(x: Tensor) -> Any:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+_operator = define("triton", _forward, _backward)

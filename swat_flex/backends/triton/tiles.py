@@ -1,0 +1,75 @@
+"""What the kernels share: loading rows of a head, the weights of a tile, and which of its pairs are visible.
+
+A tile pairs queries i with keys j. Positions are those of keys: query row r of Lq sits at r + Lk − Lq.
+"""
+
+import triton
+import triton.language as tl
+
+from swat_flex.backends.triton.sigmoid import LOG2E, TANH, sigmoid
+
+
+@triton.jit
+def load_rows(p, first, strides, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr, EDGE: tl.constexpr):
+    """Rows first … first + ROWS of the head at `p`, `[ROWS, BD]`; 0 past column DIM and, with EDGE, from `limit` on."""
+    o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
+    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + (o_r[:, None] * strides[2] + o_d[None, :] * strides[3])
+    if EDGE:
+        m = (first + o_r < limit)[:, None]
+        if DIM != BD:
+            m = m & (o_d < DIM)[None, :]
+        return tl.load(p, mask=m, other=0.0)
+    if DIM != BD:
+        return tl.load(p, mask=(o_d < DIM)[None, :], other=0.0)
+    return tl.load(p)
+
+
+@triton.jit
+def store_rows(p, x, first, strides, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr):
+    """Write `[ROWS, BD]` to rows first … of the head at `p`, in its dtype; rows from `limit` on are not."""
+    o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
+    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + (o_r[:, None] * strides[2] + o_d[None, :] * strides[3])
+    tl.store(p, x.to(p.dtype.element_ty), mask=(first + o_r < limit)[:, None] & (o_d < DIM)[None, :])
+
+
+@triton.jit
+def product(a, b, acc=None):
+    """a b + acc with float32 accumulation; float32 operands are multiplied as IEEE float32, not TF32."""
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def head_factors(slopes, logit_bias, i_h, scale, SHIFT: tl.constexpr, KIND: tl.constexpr):
+    """(factor, slope, bias) such that `sigmoid`'s y = factor·⟨q, k⟩ + slope·|i − j| + bias, for query head i_h."""
+    BASE: tl.constexpr = 0.5 if KIND == TANH else -LOG2E
+    factor = scale * BASE
+    slope = 0.0
+    if slopes is not None:
+        slope = tl.load(slopes + i_h) * BASE
+    bias = 0.0
+    if KIND != TANH:
+        bias = bias - SHIFT
+    if logit_bias is not None:
+        bias += tl.load(logit_bias + i_h) * BASE
+    return factor, slope, bias
+
+
+@triton.jit
+def weigh(s, rows, columns, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
+          SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """2^SHIFT·σ(x) of the products s `[R, C]`, where i − j = rows[:, None] + columns[None, :] (float32).
+
+    With keys on one side only |i − j| = ±(rows + columns) splits into a part per row and a part per column: one
+    addition and one fused multiply-add per score.
+    """
+    if not HAS_SLOPES:
+        return sigmoid(s * factor + bias, SHIFT, KIND, SHARED)
+    if BOTH_SIDES:
+        return sigmoid(s * factor + (tl.abs(rows[:, None] + columns[None, :]) * slope + bias), SHIFT, KIND, SHARED)
+    return sigmoid(s * factor + ((rows * slope + bias)[:, None] + columns[None, :] * slope), SHIFT, KIND, SHARED)
+
+
+@triton.jit
+def same_document(q_ids, k_ids):
+    """Equal ids that are not padding's; the two broadcast."""
+    return (q_ids == k_ids) & (q_ids >= 0)

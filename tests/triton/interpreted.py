@@ -1,0 +1,181 @@
+"""The kernels' numerics, run by Triton's interpreter on CPU tensors: see test_numerics.py, which starts this file.
+
+The interpreter has neither bfloat16 products nor inline assembly: float32 and float16, σ by exp2 and division.
+"""
+
+import os
+
+import pytest
+import torch
+from cases import Case
+from pairwise import pairwise
+
+from swat_flex import flex_swat, naive_swat
+from swat_flex.testing.budget import ENOUGH, assert_within_budget
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
+
+FACTORS = {
+    "length": [1, 31, 32, 33, 65, 130],
+    "window": [1, 2, 31, 33, 64, "L", "L+5", (3, 2), (None, 4), (40, None), None],
+    "group": [1, 3],
+    "head_dim": [1, 16, 40, 64],
+    "value_dim": [None, 24],
+    "dtype": ["float32", "float16"],
+    "layout": ["contiguous", "transposed", "expanded", "sliced"],
+    "documents": ["none", "packed", "padded"],
+    "queries": ["all", "half"],
+    "biased": [False, True],
+    "batch": [1, 2],
+}
+
+
+def case_of(row, seed):
+    queries = row.pop("queries")
+    fewer = row["length"] // 2 if queries == "half" else 0
+    return Case(**row, kv_heads=1, fewer=fewer, seed=seed)
+
+
+CASES = [case_of(row, seed) for seed, row in enumerate(pairwise(FACTORS, lambda row: True))]
+# Long enough for tiles that every row sees whole, in each kernel's own block sizes.
+LONG = [
+    Case(300, 180, 2, 16, dtype="float16", kv_heads=1, biased=True),
+    Case(300, (100, 70), 1, 16, dtype="float16", kv_heads=1),
+    Case(260, None, 1, 40, dtype="float16", kv_heads=1, documents="packed"),
+    Case(200, 150, 2, 16, dtype="float32", kv_heads=1, fewer=30, biased=True),
+    Case(140, (90, None), 1, 16, 24, "float32", kv_heads=1),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_buffers(monkeypatch):
+    """What a kernel does not write is NaN."""
+
+    def poisoned(empty):
+        def make(*args, **kwargs):
+            x = empty(*args, **kwargs)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        return make
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_permuted", poisoned(torch.empty_permuted))
+
+
+@pytest.mark.parametrize("case", CASES + LONG, ids=str)
+def test_output_and_gradients_are_within_budget(case):
+    actual, exact, rough = case.run(flex_swat, backend="triton"), case.exact(), case.rough()
+    assert case.in_range(exact)
+    for name in ("out", "dq", "dk", "dv"):
+        if exact[name].numel() >= ENOUGH:
+            assert_within_budget(
+                actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
+            )
+    for name, expected in exact.items():  # the per-head sums, and tensors too small for a comparison of chances
+        terms = exact["out"].numel() if name in ("dslopes", "dlogit_bias") else 1  # that may cancel in the sum
+        error = (actual[name].double() - expected).norm() / max(expected.norm(), terms**0.5)
+        assert error < (2e-5 if case.dtype == "float32" else 1e-2), name
+
+
+def test_keys_that_nobody_sees_get_gradients_of_zero():
+    case = Case(100, 8, 2, 16, fewer=80, kv_heads=1)
+    results = case.run(flex_swat, backend="triton")
+    assert torch.equal(results["dk"][:, :, :70], torch.zeros(1, 1, 70, 16))
+    assert torch.equal(results["dv"][:, :, :70], torch.zeros(1, 1, 70, 16))
+
+
+def test_two_runs_are_equal_to_the_bit():
+    case = Case(130, 40, 3, 16, kv_heads=1, biased=True)
+    first, second = case.run(flex_swat, backend="triton"), case.run(flex_swat, backend="triton")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_unseen_key_changes_no_bit(value, dtype):
+    q, k, v = torch.randn(3, 1, 1, 150, 16).to(dtype).unbind()
+    clean = flex_swat(q, k, v, 40, backend="triton")
+    k[:, :, 70] = value
+    out = flex_swat(q, k, v, 40, backend="triton")
+    unseen = torch.ones(150, dtype=torch.bool)
+    unseen[70:110] = False
+    assert torch.equal(out[:, :, unseen], clean[:, :, unseen])
+
+
+@pytest.mark.parametrize("logit", [-20.0, -16.0, -12.0, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_tail_of_the_sigmoid_is_exact(logit, dtype):
+    q = torch.zeros(1, 1, 20, 16, dtype=dtype)
+    v = torch.full_like(q, 2.0**15)
+    out = flex_swat(q, q, v, 1, slopes=None, logit_bias=logit, backend="triton").double()
+    exact = torch.sigmoid(torch.tensor(logit, dtype=torch.float64)) * 2.0**15
+    assert ((out - exact).abs() / exact).max() < 2**-8
+
+
+@pytest.mark.parametrize("size", [2.0**-10, 1.0, 2.0**10])
+def test_float16_gradients_neither_overflow_nor_vanish_inside(size):
+    """dw·w(1 − w) leaves float16's range at both ends; dq, dk are what it would round to 0 or infinity."""
+    case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
+    q, k, v = case.tensors()
+    grad, bias = (case.gradient().float() * size).half(), -9.0
+    leaves = [x.detach().requires_grad_() for x in (q / 8, k / 8, v)]
+    out = flex_swat(*leaves, 30, slopes=None, logit_bias=bias, backend="triton")
+    exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
+    exact_out = naive_swat(*exact_leaves, 30, slopes=None, logit_bias=bias)
+    actual = torch.autograd.grad(out, leaves, grad)
+    exact = torch.autograd.grad(exact_out, exact_leaves, grad.double())
+    for name, a, e in zip("qkv", actual, exact, strict=True):
+        floor = 2.0**-24 * e.numel() ** 0.5  # rounding of the result itself where it is subnormal
+        assert (a.double() - e).norm() < 2e-3 * e.norm() + floor, name
+
+
+def test_a_dtype_the_interpreter_gets_wrong_is_refused():
+    q = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="bfloat16"):
+        flex_swat(q, q, q, 2, backend="triton")
+
+
+def test_a_device_short_of_shared_memory_gets_smaller_tiles(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    from swat_flex.backends.triton import forward
+
+    launched = []
+
+    class Scarce:
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                launched.append((options["BM"], options["BN"]))
+                if options["BM"] > 32:
+                    raise OutOfResources(200_000, 100_000, "shared memory")
+                real[grid](*args, **options)
+
+            return run
+
+    real = forward.forward_kernel
+    monkeypatch.setattr(forward, "forward_kernel", Scarce())
+    case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
+    q, k, v = case.tensors()
+    out = flex_swat(q, k, v, 30, backend="triton")
+    assert launched == [(128, 64), (32, 32)]
+    torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
+
+
+def test_operators_pass_torchs_own_check():
+    case = Case(40, 16, 2, 16, documents="padded", biased=True, kv_heads=1)
+    q, k, v = (x.detach().requires_grad_() for x in case.tensors())
+    options = case.options()
+    rest = (options["slopes"].requires_grad_(), options["logit_bias"], options["document_ids"], 15, 0, 0.3, "sigmoid")
+    torch.library.opcheck(torch.ops.swat_flex.triton, (q, k, v, *rest))
+    plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in (case.gradient(), q, k, v, *rest)]
+    torch.library.opcheck(torch.ops.swat_flex.triton_backward, (*plain, True))
+
+
+def test_it_compiles_inside_a_users_graph():
+    case = Case(40, 16, 2, 16, kv_heads=1)
+    q, k, v = case.tensors()
+
+    def call(q, k, v):
+        return flex_swat(q, k, v, 16, backend="triton") * 2
+
+    torch.testing.assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(q, k, v), call(q, k, v))

@@ -1,0 +1,132 @@
+"""The kernels' machine code for GPUs that are not here: no spills, no float64, tensor cores, instruction counts.
+
+Counts are ceilings to keep, not measurements of speed. A loop is per thread and per tile of the default configuration.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+
+from swat_flex.backends.triton.config import TritonConfig
+from swat_flex.problem import SwatProblem
+from swat_flex.window import Window
+
+pytest.importorskip("triton")
+
+from swat_flex.backends.triton.offline import KERNELS, compile_kernel
+from swat_flex.inspection import inspect_kernel
+
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "MMA", "gfx942": "MFMA"}
+
+
+def problem(head_dim=64, dtype=torch.bfloat16, group=1, **changes):
+    given = {
+        "batch": 2,
+        "q_heads": 8 * group,
+        "kv_heads": 8,
+        "q_len": 8192,
+        "kv_len": 8192,
+        "head_dim": head_dim,
+        "value_dim": head_dim,
+        "dtype": dtype,
+        "device_type": "cuda",
+        "window": Window.of(1024),
+        "activation": "sigmoid",
+        "has_slopes": True,
+        "has_logit_bias": False,
+        "has_documents": False,
+        "needs_grad": True,
+    }
+    return SwatProblem(**given | changes)
+
+
+@cache
+def inspected(name, target="sm_90", config=None, per_head=False, **changes):
+    return inspect_kernel(compile_kernel(name, problem(**changes), target, config=config, per_head=per_head))
+
+
+def interior(found):
+    """The loop without mask arithmetic: the shortest that multiplies on tensor cores."""
+    loops = [loop for loop in found.loops if loop.counts.get("tensor core")]
+    assert len(loops) == 3  # left edge, interior, the rest
+    return min(loops, key=lambda loop: len(loop.instructions))
+
+
+def special_functions(loop):
+    return sum(loop.counts.get(name, 0) for name in ("EX2", "RCP", "TANH", "LG2", "other MUFU"))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", KERNELS)
+def test_default_kernels_use_tensor_cores_and_no_float64(name, head_dim, target):
+    found = inspected(name, target, head_dim=head_dim)
+    assert not found.has_float64
+    opcodes = {i.opcode.upper() for i in found.tensor_core_instructions}
+    assert any(TENSOR_CORES[target] in opcode for opcode in opcodes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", KERNELS)
+def test_default_kernels_keep_everything_in_registers(name, head_dim, dtype):
+    assert not inspected(name, head_dim=head_dim, dtype=dtype).local_memory_instructions
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_grouped_heads_and_per_head_gradients_spill_outside_the_interior_at_most(name, head_dim):
+    found = inspected(name, head_dim=head_dim, group=4, per_head=True)
+    assert not {"LDL", "STL"} & set(interior(found).counts)
+    assert len(found.local_memory_instructions) <= (0 if head_dim == 64 else 32)
+
+
+CEILINGS = [
+    # kernel, head dimension, activation, configuration, instructions of the interior loop, special functions per score
+    ("forward", 64, "sigmoid", TritonConfig(128, 64, 4, 3), 660, 1.25),
+    ("forward", 64, "tanh-sigmoid", TritonConfig(128, 64, 4, 3), 440, 1.0),
+    ("forward", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 410, 1.25),
+    ("forward", 128, "tanh-sigmoid", TritonConfig(128, 64, 8, 2), 305, 1.0),
+    ("query_gradient", 64, "sigmoid", TritonConfig(128, 64, 8, 3), 450, 1.25),
+    ("query_gradient", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 495, 1.25),
+    ("key_gradients", 64, "sigmoid", TritonConfig(64, 128, 8, 2), 500, 1.25),
+    ("key_gradients", 128, "sigmoid", TritonConfig(32, 128, 8, 2), 345, 1.25),
+]
+
+
+@pytest.mark.parametrize(("name", "head_dim", "activation", "config", "ceiling", "per_score"), CEILINGS)
+def test_the_interior_loop_stays_below_its_ceiling(name, head_dim, activation, config, ceiling, per_score):
+    loop = interior(inspected(name, head_dim=head_dim, activation=activation, config=config))
+    scores = config.block_m * config.block_n / (32 * config.warps)
+    print(f"{name} D={head_dim} {activation}: {len(loop.instructions)} instructions, ceiling {ceiling}")
+    assert len(loop.instructions) <= ceiling
+    assert special_functions(loop) == per_score * scores
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_interior_loop_compares_nothing(name):
+    """No mask arithmetic: what is left of comparisons is the loop's own, while the edges compare every score."""
+    found = inspected(name)
+    inside = interior(found)
+    for loop in found.loops:
+        assert loop.counts["predicate"] <= 8 if loop is inside else loop.counts["predicate"] >= 128
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"), [(1, torch.bfloat16), (80, torch.bfloat16), (256, torch.bfloat16), (40, torch.float32)]
+)
+@pytest.mark.parametrize("name", KERNELS)
+def test_other_head_dimensions_compile(name, head_dim, dtype):
+    found = inspected(name, head_dim=head_dim, dtype=dtype, window=Window.of((64, 3)), has_documents=True)
+    assert not found.has_float64
+    assert found.occupancy.blocks >= 1
+
+
+def test_the_products_of_one_kernel_run_asynchronously():
+    """ptxas serialises every wgmma of a kernel whose accumulator it finds defined between two of them; it then waits
+    after each, which shows as WARPGROUP.DEPBAR without a name of its own in every step."""
+    found = inspected("forward")
+    loop = interior(found)
+    waits = sum(i.opcode.startswith("WARPGROUP") for i in loop.instructions)
+    assert waits <= 4
