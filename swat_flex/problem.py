@@ -37,6 +37,29 @@ class SwatProblem:
     has_documents: bool
     needs_grad: bool
 
+    @classmethod
+    def of_self_attention(
+        cls, heads: int, length: int, head_dim: int, dtype: torch.dtype, device_type: str, window: WindowLike
+    ) -> SwatProblem:
+        """`flex_swat(q, k, v, window)` with q, k, v of shape `[1, heads, length, head_dim]`, to be differentiated."""
+        return cls(
+            batch=1,
+            q_heads=heads,
+            kv_heads=heads,
+            q_len=length,
+            kv_len=length,
+            head_dim=head_dim,
+            value_dim=head_dim,
+            dtype=dtype,
+            device_type=device_type,
+            window=Window.of(window),
+            activation="sigmoid",
+            has_slopes=True,
+            has_logit_bias=False,
+            has_documents=False,
+            needs_grad=True,
+        )
+
     def flops(self, *, backward: bool = False) -> float:
         """Useful floating-point operations: exact visible pairs, documents apart; recomputation does not count.
 

@@ -29,8 +29,8 @@ def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Ten
             holds does not matter unless `per_head`. No input is empty.
 
     Returns:
-        The operator: `(q, k, v, slopes, logit_bias, document_ids, left, right, scale, activation)` to the output. It
-        saves its tensor inputs for the backward and nothing else; a second derivative raises.
+        The operator, called as `forward` is, on validated arguments; an empty q gives an empty output. It saves its
+        tensor inputs for the backward and nothing else; a second derivative raises.
     """
 
     def run_forward(
@@ -62,7 +62,21 @@ def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Ten
     packets = torch.ops.swat_flex
     register_flop_formula(getattr(packets, name))(_forward_flops)
     register_flop_formula(getattr(packets, f"{name}_backward"))(_backward_flops)
-    return op
+
+    def swat(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slopes: Tensor | None,
+        logit_bias: Tensor | None,
+        document_ids: Tensor | None,
+        window: Window,
+        scale: float,
+        activation: str,
+    ) -> Tensor:
+        return op(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
+
+    return swat
 
 
 def empty_output(q: Tensor, value_dim: int) -> Tensor:

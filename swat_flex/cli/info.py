@@ -12,8 +12,7 @@ from rich.table import Table
 import swat_flex
 from swat_flex import dispatch
 from swat_flex.cli import machine, screen
-from swat_flex.cli.call import self_attention
-from swat_flex.problem import Backend
+from swat_flex.problem import Backend, SwatProblem
 
 
 def info() -> None:
@@ -44,7 +43,7 @@ def _versions() -> dict[str, str]:
 
 
 def _backends(device: torch.device) -> Table:
-    problem = self_attention(8, 1024, 64, torch.float32, device, 256)
+    problem = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
     table = Table("backend", "works here", "why", box=box.SIMPLE)
     for name in get_args(Backend):
         if name != "auto":
@@ -54,7 +53,7 @@ def _backends(device: torch.device) -> Table:
 
 
 def _choice(device: torch.device) -> str:
-    problem = self_attention(8, 1024, 64, torch.float32, device, 256)
+    problem = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
     try:
         choice = dispatch.choose(problem)
     except NotImplementedError as error:

@@ -8,9 +8,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from swat_flex.cli.call import self_attention
 from swat_flex.cli.measure import Measurement, Timing
-from swat_flex.problem import WindowLike
+from swat_flex.problem import SwatProblem, WindowLike
 
 CONTENDERS = ("SWAT", "naive", "SDPA")
 
@@ -39,7 +38,9 @@ def _cells(measured: dict[str, Measurement], name: str, length: int, q: Tensor, 
     if name not in measured:
         return ["-"] * 7
     mine, swat = measured[name], measured["SWAT"]
-    problem = self_attention(q.shape[1], length, q.shape[3], q.dtype, q.device, None if name == "SDPA" else window)
+    problem = SwatProblem.of_self_attention(
+        q.shape[1], length, q.shape[3], q.dtype, q.device.type, None if name == "SDPA" else window
+    )
     forward = problem.flops()
     both = forward + problem.flops(backward=True)
     peak = "-" if mine.peak_bytes is None else f"{mine.peak_bytes / 2**20:,.0f}"

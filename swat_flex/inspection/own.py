@@ -11,7 +11,6 @@ from swat_flex.backends.triton.offline import KERNELS, compile_kernel
 from swat_flex.inspection.kernel import Inspection, inspect_kernel
 from swat_flex.inspection.loops import Loop
 from swat_flex.problem import SwatProblem, WindowLike
-from swat_flex.window import Window
 
 PRODUCTS = {"forward": (1, 1), "query_gradient": (2, 1), "key_gradients": (2, 2)}  # of width D, of width Dv
 
@@ -37,23 +36,7 @@ class OwnKernel:
 
 def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKernel]:
     """Forward, dq and dk/dv in bfloat16 for value and key heads of one width."""
-    problem = SwatProblem(
-        batch=1,
-        q_heads=8,
-        kv_heads=8,
-        q_len=8192,
-        kv_len=8192,
-        head_dim=head_dim,
-        value_dim=head_dim,
-        dtype=torch.bfloat16,
-        device_type="cuda",
-        window=Window.of(window),
-        activation="sigmoid",
-        has_slopes=True,
-        has_logit_bias=False,
-        has_documents=False,
-        needs_grad=True,
-    )
+    problem = SwatProblem.of_self_attention(8, 8192, head_dim, torch.bfloat16, "cuda", window)
     kernels = []
     for name in KERNELS:
         config = configuration(problem)[name]

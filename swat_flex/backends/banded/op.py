@@ -31,21 +31,6 @@ def supports(problem: SwatProblem) -> str | None:
     return None
 
 
-def swat(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    activation: str,
-) -> Tensor:
-    """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
-    return _operator(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
-
-
 _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # public, missing in torch's types
 
 
@@ -138,4 +123,4 @@ def _backward(
     return dq, dk, dv, d_per_head
 
 
-_operator = define("banded", _forward, _backward)
+swat = define("banded", _forward, _backward)

@@ -50,21 +50,6 @@ def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
     return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
 
 
-def swat(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    activation: str,
-) -> Tensor:
-    """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
-    return _operator(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
-
-
 def padded(dim: int) -> int:
     """A tile's columns: a power of two that a matrix product takes."""
     return max(16, 1 << (dim - 1).bit_length())
@@ -182,4 +167,4 @@ def _on(x: Tensor) -> Any:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
-_operator = define("triton", _forward, _backward)
+swat = define("triton", _forward, _backward)
