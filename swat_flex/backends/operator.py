@@ -74,7 +74,8 @@ def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Ten
         scale: float,
         activation: str,
     ) -> Tensor:
-        return op(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
+        out: Tensor = op(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
+        return out
 
     return swat
 
