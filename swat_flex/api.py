@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swat_flex import dispatch, reference, validation
-from swat_flex.backends import banded
+from swat_flex.backends import banded, flex
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
 from swat_flex.window import Window
@@ -77,9 +77,8 @@ def flex_swat(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = problem.head_dim**-0.5 if scale is None else float(scale)
-    return banded.swat(
-        q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation
-    )
+    run = flex.swat if choice.backend == "flex" else banded.swat
+    return run(q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,8 @@ def explain(
         for name in ("triton", "flex", "banded", "naive")
         if name != choice.backend
     }
-    configuration = "none" if choice.backend == "naive" else str(banded.configuration(problem.window))
+    configurations = {"flex": flex.configuration(problem), "banded": banded.configuration(problem.window)}
+    configuration = str(configurations.get(choice.backend, "none"))
     return Explanation(choice.backend, choice.why, configuration, "default", others)
 
 
@@ -161,6 +161,7 @@ def _describe(
         has_slopes=slopes is not None,
         has_logit_bias=logit_bias is not None,
         has_documents=document_ids is not None,
-        needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        needs_grad=torch.is_grad_enabled()
+        and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, slopes, logit_bias)),
     )
     return q, k, v, problem

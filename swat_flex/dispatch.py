@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swat_flex.backends import banded
+from swat_flex.backends import banded, flex
 from swat_flex.problem import SwatProblem
 
-ABSENT = {
-    "flex": "FlexAttention lowering is not part of this version",
-    "triton": "Triton kernels are not part of this version",
-}
+ABSENT = {"triton": "Triton kernels are not part of this version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +28,23 @@ def choose(problem: SwatProblem, backend: str = "auto") -> Choice:
         if reason is not None:
             raise NotImplementedError(f"backend={backend!r}: {reason}")
         return Choice(backend, "asked for by name")
+    if problem.device_type == "cuda":
+        reason = why_not(problem, "flex")
+        if reason is None:
+            return Choice("flex", "FlexAttention's fused kernels, the fastest backend of this version on CUDA")
+        why = f"flex: {reason}"
+    else:
+        why = f"the backend made for {problem.device_type}"
     reason = why_not(problem, "banded")
     if reason is not None:
         raise NotImplementedError(f"backend='auto': no backend on {problem.device_type} fits; banded: {reason}")
-    return Choice("banded", f"the only backend of this version made for {problem.device_type}")
+    return Choice("banded", why)
 
 
 def why_not(problem: SwatProblem, backend: str) -> str | None:
     """Why this backend cannot run the problem, or None."""
     if backend in ABSENT:
         return ABSENT[backend]
+    if backend == "flex":
+        return flex.supports(problem)
     return banded.supports(problem)  # `naive` supports what `banded` does
