@@ -43,20 +43,26 @@ def biased_score(slopes: Tensor | None = None, logit_bias: Tensor | None = None,
     """score + slopes[h]·|i − j| + logit_bias[h], for a softmax.
 
     Args:
-        slopes: `[Hq]`, logits per token of distance; negative favours recent keys.
-        logit_bias: `[Hq]`, logits.
+        slopes: `[Hq]` or, one per query, `[Hq, Lq]`; logits per token of distance, negative favours recent keys.
+            FlexAttention adds up its gradient atomically: with `[Hq]` all pairs of a head meet in one number.
+        logit_bias: `[Hq]` or `[Hq, Lq]`, logits.
         offset: position of the first query, Lk − Lq tokens where the last query and the last key share a position; a
             tensor of no dimension may change without a new compilation.
     """
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        if slopes is not None:
-            score = score + slopes[h] * (q_idx + offset - kv_idx).abs()
+        if slopes is not None:  # distances in floating point: half the instructions, and exact up to 2^24 tokens
+            distance = ((q_idx + offset).to(slopes.dtype) - kv_idx.to(slopes.dtype)).abs()
+            score = score + _of_head(slopes, h, q_idx) * distance
         if logit_bias is not None:
-            score = score + logit_bias[h]
+            score = score + _of_head(logit_bias, h, q_idx)
         return score
 
     return score_mod
+
+
+def _of_head(x: Tensor, h: Tensor, q_idx: Tensor) -> Tensor:
+    return x[h] if x.dim() == 1 else x[h, q_idx]
 
 
 def log_sigmoid_score(
@@ -131,27 +137,31 @@ def sum_beside_extra_key(out: Tensor) -> Tensor:
     return out[..., :-1] / out[..., -1:]
 
 
-# −ln 2 · log2(1 + 2^(−x·log2 e)) in PTX: F.logsigmoid costs three times the instructions (its log1p is a polynomial),
-# exp2 and log2 twice as many. On one line and without quotes, which Inductor pastes as they are.
-_PTX = (
-    "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
-    "lg2.approx.ftz.f32 t, t; mul.f32 $0, t, 0fBF317218; }"
-)
+# log σ(x) = −ln 2 · log2(1 + 2^(−x·log2 e)) and σ(−x) = 1 / (1 + 2^(x·log2 e)) in PTX: F.logsigmoid costs three times
+# the instructions (its log1p is a polynomial), exp2 and log2 twice as many; an exact division branches. On one line each
+# and without quotes, since Inductor pastes them as they are.
+_PTX = {
+    "log_sigmoid": "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
+    "lg2.approx.ftz.f32 t, t; mul.f32 $0, t, 0fBF317218; }",
+    "sigmoid_of_negative": "{ .reg .f32 t; mul.f32 t, $1, 0f3FB8AA3B; ex2.approx.ftz.f32 t, t; "
+    "add.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }",
+}
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's; a trace runs it, and not traces it
-@functools.cache
 def _teach_inductor() -> bool:
-    """Lower `swat_flex::log_sigmoid` to `_PTX`. The only private API of this module; tests/flex watches it.
+    """Lower the two operators below to `_PTX`. The only private API of this module; tests/flex watches it.
 
     torch 2.13 has a public operator for inline assembly, torch 2.11 has none.
     """
     from torch._inductor import lowering
     from torch._inductor.virtualized import ops
 
-    lower = functools.partial(ops.inline_asm_elementwise, asm=_PTX, constraints="=f,f", dtype=torch.float32)
-    operator = torch.ops.swat_flex.log_sigmoid.default
-    lowering.register_lowering(operator, type_promotion_kind=None)(lowering.make_pointwise(lower))
+    for name, asm in _PTX.items():
+        operator = getattr(torch.ops.swat_flex, name).default
+        if operator not in lowering.lowerings:
+            lower = functools.partial(ops.inline_asm_elementwise, asm=asm, constraints="=f,f", dtype=torch.float32)
+            lowering.register_lowering(operator, type_promotion_kind=None)(lowering.make_pointwise(lower))
     return True
 
 
@@ -160,8 +170,14 @@ def _log_sigmoid(x: Tensor) -> Tensor:
     return F.logsigmoid(x)
 
 
+@torch.library.custom_op("swat_flex::sigmoid_of_negative", mutates_args=())
+def _sigmoid_of_negative(x: Tensor) -> Tensor:
+    return torch.sigmoid(-x)
+
+
 @_log_sigmoid.register_fake
-def _(x: Tensor) -> Tensor:
+@_sigmoid_of_negative.register_fake
+def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -170,8 +186,7 @@ class _FastLogSigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        result: Tensor = _log_sigmoid(x)
-        return result
+        return cast(Tensor, _log_sigmoid(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -180,7 +195,7 @@ class _FastLogSigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grad * torch.sigmoid(-x)
+        return grad * cast(Tensor, _sigmoid_of_negative(x))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:

@@ -207,7 +207,15 @@ def _described(x: Tensor) -> tuple[object, ...]:
     return type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
 
 
-@functools.cache
 def _configuration(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexConfig:
-    """Small enough for the registers of sm_90; for the shared memory of every NVIDIA GPU since sm_80."""
-    return FlexConfig()
+    """Largest tiles that spill no register on sm_80 and sm_90, in the 99 KiB of shared memory of the smallest GPUs."""
+    width = max(head_dim, value_dim)
+    if dtype == torch.float32:
+        if width <= 64:
+            return FlexConfig((64, 32, 8, 1), (32, 32, 8, 1))
+        return (
+            FlexConfig((32, 32, 8, 1), (16, 16, 8, 1)) if width <= 128 else FlexConfig((32, 16, 8, 1), (16, 16, 8, 2))
+        )
+    if width <= 64:
+        return FlexConfig((128, 64, 4, 3), (64, 128, 8, 2))
+    return FlexConfig((128, 64, 8, 2), (32, 64, 8, 2)) if width <= 128 else FlexConfig((64, 32, 4, 2), (32, 32, 8, 2))

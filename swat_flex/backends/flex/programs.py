@@ -28,8 +28,8 @@ class FlexConfig:
         queries.
     """
 
-    forward: tuple[int, int, int, int] = (128, 64, 4, 3)
-    backward: tuple[int, int, int, int] = (32, 64, 4, 3)
+    forward: tuple[int, int, int, int]
+    backward: tuple[int, int, int, int]
 
     def options(self) -> dict[str, Any]:
         """FlexAttention's `kernel_options`. float32 multiplies in IEEE float32, whatever TF32 setting holds."""
@@ -70,6 +70,7 @@ def attend(
         visible = band(b, h, q_idx, kv_idx) & (kv_idx < kv_len)
         return visible if documents is None else visible & documents(b, h, q_idx, kv_idx)
 
+    slopes, logit_bias = (_by_query(x, q.shape[2]) for x in (slopes, logit_bias))
     score = modifiers.biased_score if softmax else modifiers.log_sigmoid_score
     score_mod, mask_mod = score(slopes, logit_bias, offset), cast(modifiers.MaskMod, visible_keys)
     if config is None and not softmax:
@@ -83,6 +84,11 @@ def attend(
         return run(kernel_options=config.options())
     out, aux = run(kernel_options=config.options(), return_aux=AuxRequest(lse=True))
     return modifiers.sigmoid_sum(out, aux.lse)
+
+
+def _by_query(x: Tensor | None, q_len: int) -> Tensor | None:
+    """`[Hq, Lq]` where x needs a gradient: its sum meets in one number per query first, not in one per head."""
+    return x if x is None or not x.requires_grad else x[:, None].repeat(1, q_len)
 
 
 def compiled(*key: object) -> Callable[..., Tensor]:
