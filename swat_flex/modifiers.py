@@ -93,16 +93,15 @@ def band_mask(left: int | Tensor | None, right: int | Tensor | None, offset: int
 
 
 def document_mask(document_ids: Tensor, offset: int | Tensor = 0) -> MaskMod:
-    """Keys of the query's own document. A token of a negative id sees nothing and is seen by nothing.
+    """Keys of the query's own document, ids int `[B, Lk]`. A negative id sees nothing and is seen by nothing.
 
-    Args:
-        document_ids: int `[B, N]`, N at least the number of keys and `offset` plus the number of queries.
-        offset: as in `biased_score`.
+    Queries and keys beyond Lk, where tensors are padded, take the last id. `offset` as in `biased_score`.
     """
+    last = document_ids.shape[1] - 1
 
     def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        document = document_ids[b, q_idx + offset]
-        return (document == document_ids[b, kv_idx]) & (document >= 0)
+        document = document_ids[b, (q_idx + offset).clamp(max=last)]
+        return (document == document_ids[b, kv_idx.clamp(max=last)]) & (document >= 0)
 
     return mask_mod
 
@@ -138,8 +137,8 @@ def sum_beside_extra_key(out: Tensor) -> Tensor:
 
 
 # log σ(x) = −ln 2 · log2(1 + 2^(−x·log2 e)) and σ(−x) = 1 / (1 + 2^(x·log2 e)) in PTX: F.logsigmoid costs three times
-# the instructions (its log1p is a polynomial), exp2 and log2 twice as many; an exact division branches. On one line each
-# and without quotes, since Inductor pastes them as they are.
+# the instructions (its log1p is a polynomial), exp2 and log2 twice as many; an exact division branches. Each on one
+# line, without quotes, since Inductor pastes it as it is.
 _PTX = {
     "log_sigmoid": "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000; "
     "lg2.approx.ftz.f32 t, t; mul.f32 $0, t, 0fBF317218; }",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class Grid:
     ) -> None:
         self.kv_len, self.rows, self.columns, self.device = kv_len, rows, columns, device
         self.offset = kv_len - q_len
-        self.left, self.right = (kv_len if n is None else _smaller(n, kv_len) for n in (window.left, window.right))
+        self.left, self.right = (kv_len if n is None else min(n, kv_len) for n in (window.left, window.right))
         self.documents: tuple[Tensor, Tensor] | None = None
         if document_ids is not None:
             self.documents = (
@@ -72,36 +72,35 @@ class Grid:
         """(columns, partial, full): for each row the columns its window may touch, int32 `[rows, ·]`, and which of
         them it visits with and without a mask, bool `[B, rows, ·]`."""
         row = torch.arange(self.rows, device=self.device, dtype=torch.int32)[:, None]
-        first = (self.offset + row * TILE - self.left).clamp(min=0) // TILE
-        column = first + self._span(self.columns)
+        column = (self.offset + row * TILE - self.left) // TILE + self._span()
         return column, *self._visited(row, column)
 
     def query_tiles(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, partial, full): for each column the rows that may touch it, as `key_tiles`."""
         column = torch.arange(self.columns, device=self.device, dtype=torch.int32)[:, None]
-        first = (column * TILE - self.right - self.offset).clamp(min=0) // TILE
-        row = first + self._span(self.rows)
+        row = (column * TILE - self.right - self.offset) // TILE + self._span()
         return row, *self._visited(row, column)
 
-    def _span(self, tiles: int) -> Tensor:
+    def _span(self) -> Tensor:
         """0, 1, …: as many tiles as TILE tokens and their window can touch."""
-        span = _smaller(tiles, (self.left + self.right + 2 * TILE - 2) // TILE + 1)
-        return torch.arange(span, device=self.device, dtype=torch.int32)
+        tiles = (self.left + self.right + 2 * TILE - 2) // TILE + 1
+        return torch.arange(tiles, device=self.device, dtype=torch.int32)
 
     def _visited(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """(partial, full) of tiles named by row and column; the distances of a tile's pairs are an interval."""
+        """(partial, full) of tiles named by row and column, also outside the grid; the distances i − j of a tile's
+        pairs are an interval."""
         position, key = self.offset + row * TILE, column * TILE
         farthest = (position + TILE).clamp(max=self.kv_len) - 1 - key
         nearest = position - (key + TILE).clamp(max=self.kv_len) + 1
-        real = (position < self.kv_len) & (key < self.kv_len)
+        real = (row >= 0) & (position < self.kv_len) & (column >= 0) & (key < self.kv_len)
         touched = real & (farthest >= -self.right) & (nearest <= self.left)
         whole = (position + TILE <= self.kv_len) & (key + TILE <= self.kv_len)
         full = touched & whole & (farthest <= self.left) & (nearest >= -self.right)
         touched, full = touched[None], full[None]
         if self.documents is not None:
             of_rows, of_columns = self.documents
-            q_low, q_high, q_real = of_rows[:, :, row.clamp(max=self.rows - 1)]
-            k_low, k_high, k_real = of_columns[:, :, column.clamp(max=self.columns - 1)]
+            q_low, q_high, q_real = of_rows[:, :, torch.where(real, row, 0)]
+            k_low, k_high, k_real = of_columns[:, :, torch.where(real, column, 0)]
             touched = touched & (q_low <= k_high) & (k_low <= q_high)
             one_document = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
             full = full & touched & one_document & q_real.bool() & k_real.bool()
@@ -167,20 +166,14 @@ def _listed(tile: Tensor, visited: Tensor, tiles: int, view: int | None) -> tupl
     number = visited.sum(-1, dtype=torch.int32)[:, None]
     which = torch.where(visited, tile, tiles).sort(-1).values.clamp(max=tiles - 1)
     batch, lists, width = which.shape
-    if not isinstance(width, int):
+    if torch.compiler.is_compiling():  # the caller's program: lengths may be symbols
         return number, which[:, None]
-    pitch = max(256, 1 << (width - 1).bit_length())
-    pitch = pitch if view is None else min(pitch, view)
+    pitch = min(max(256, 1 << (width - 1).bit_length()), view or width + tiles)
     which = F.pad(which, (0, pitch - width))
     if view is None or pitch == view:
         return number, which[:, None]
     flat = F.pad(which.flatten(), (0, view - pitch))
     return number, flat.as_strided((batch, 1, lists, view), (lists * pitch, lists * pitch, pitch, 1))
-
-
-def _smaller(a: int, b: int) -> int:
-    """min, without a guard where a or b is symbolic."""
-    return cast(int, torch.sym_min(a, b))  # type: ignore[no-untyped-call]  # torch's
 
 
 def _ids_by_tile(ids: Tensor, tiles: int) -> Tensor:

@@ -145,7 +145,7 @@ def _on_cuda(
 
 
 def _padded(x: Tensor, length: int, width: int) -> Tensor:
-    tiles = -(-length // TILE) if _is_traced(x) else padded_tiles(length, per_doubling=4)
+    tiles = (length + TILE - 1) // TILE if _is_traced(x) else padded_tiles(length, per_doubling=4)
     return F.pad(x, (0, width - x.shape[3], 0, tiles * TILE - length))
 
 
@@ -180,10 +180,10 @@ def _run(
         window, *lengths, rows, columns, q.device, document_ids,
         backward=backward, extra_key=on_cpu and not softmax, dense_shape=on_cpu,
     )  # fmt: skip
-    if document_ids is not None:
-        document_ids = F.pad(document_ids, (0, (rows + columns) * TILE - lengths[1]), value=-1)
     if _is_traced(q):
         return attend(q, k, v, slopes, logit_bias, document_ids, bounds, blocks, scale, softmax, config)
+    if document_ids is not None:
+        document_ids = F.pad(document_ids, (0, columns * TILE - lengths[1]), value=-1)
     tensors = [x if x is None else _canonical(x) for x in (q, k, v, slopes, logit_bias, document_ids)]
     key = (x if x is None else _described(x) for x in (*tensors, *blocks))
     return compiled(*key, scale, softmax, config)(*tensors, bounds, blocks, scale, softmax, config)

@@ -59,7 +59,7 @@ def attend(
 ) -> Tensor:
     """SWAT of padded tensors through FlexAttention; without a config (on a CPU) the last key is the extra key.
 
-    q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, document_ids `[B, N]`. Rows that hold no query
+    q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, document_ids `[B, ·]`. Rows that hold no query
     come out as anything finite.
     """
     left, right, offset, kv_len = bounds
