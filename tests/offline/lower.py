@@ -90,10 +90,11 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
         "slopes": -draw(heads).abs(),
         "logit_bias": draw(heads) if case.get("logit_bias") else None,
     }
-    window, backward = Window.of(case["window"]), case["backward"]
+    sides = case["window"]
+    window = Window(*sides) if isinstance(sides, list) else Window.of(sides)
     bounds, blocks = band(
         window, length, length, tiles, tiles, torch.device("cpu"), None,
-        backward=backward, extra_key=False, dense_shape=False,
+        backward=case["backward"], extra_key=False, dense_shape=False,
     )  # fmt: skip
     made |= {f"bounds.{n}": x for n, x in bounds._asdict().items()}
     made |= {f"blocks.{n}": x for n, x in blocks._asdict().items()}

@@ -168,12 +168,12 @@ def _listed(tile: Tensor, visited: Tensor, tiles: int, view: int | None) -> tupl
     batch, lists, width = which.shape
     if torch.compiler.is_compiling():  # the caller's program: lengths may be symbols
         return number, which[:, None]
-    pitch = min(max(256, 1 << (width - 1).bit_length()), view or width + tiles)
-    which = F.pad(which, (0, pitch - width))
-    if view is None or pitch == view:
-        return number, which[:, None]
-    flat = F.pad(which.flatten(), (0, view - pitch))
-    return number, flat.as_strided((batch, 1, lists, view), (lists * pitch, lists * pitch, pitch, 1))
+    pitch = max(256, 1 << (width - 1).bit_length())
+    pitch = pitch if view is None else min(pitch, view)
+    spread = which.new_zeros(batch * lists * pitch + (view or pitch) - pitch)
+    rows = spread[: batch * lists * pitch].view(batch, lists, pitch)
+    rows[:, :, :width] = which[:, :, :pitch]
+    return number, spread.as_strided((batch, 1, lists, view or pitch), (lists * pitch, lists * pitch, pitch, 1))
 
 
 def _ids_by_tile(ids: Tensor, tiles: int) -> Tensor:

@@ -1,0 +1,122 @@
+"""`flex` on a GPU, without one: its kernels lowered for a pretend NVIDIA GPU, compiled, counted and interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swat_flex import naive_swat
+
+HERE = Path(__file__).parent
+COUNTED = {"batch": 1, "q_heads": 4, "kv_heads": 2, "length": 1000, "window": 300, "backward": True}
+RUN = {"batch": 2, "q_heads": 4, "kv_heads": 2, "length": 200, "window": 70, "dtype": "float32", "backward": True}
+CASES = {
+    90: {
+        "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
+        "d128": COUNTED | {"head_dim": 128, "value_dim": 128, "dtype": "bfloat16"},
+        "sigmoid": RUN | {"head_dim": 20, "value_dim": 32, "logit_bias": True},
+        "softmax": RUN | {"head_dim": 32, "value_dim": 16, "window": [40, 20], "softmax": True, "seed": 1},
+    },
+    80: {
+        "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
+        "d128": COUNTED | {"head_dim": 128, "value_dim": 128, "dtype": "bfloat16"},
+    },
+}
+# Instructions per thread in the widest of the loops that multiply, as measured, and a tenth more.
+CEILINGS = {
+    (90, "d64", "forward"): 1700,
+    (90, "d64", "backward"): 1480,
+    (90, "d128", "forward"): 980,
+    (90, "d128", "backward"): 820,
+    (80, "d64", "forward"): 9999,
+    (80, "d64", "backward"): 9999,
+    (80, "d128", "forward"): 9999,
+    (80, "d128", "backward"): 9999,
+}
+SMALLEST_SHARED_MEMORY = 101376  # bytes a block may use on sm_86, sm_89 and sm_120
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory):
+    """{(capability, case): what lower.py wrote}, each capability lowered once, in a process of its own."""
+    from triton import knobs
+
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to build the pretend GPU")
+    if not Path(knobs.nvidia.cuobjdump.path).exists():
+        pytest.skip("this build of triton brings no cuobjdump")
+    scratch = tmp_path_factory.mktemp("lowered")
+    found = {}
+    for capability, cases in CASES.items():
+        folder = scratch / str(capability)
+        folder.mkdir()
+        (folder / "cases.json").write_text(json.dumps(cases))
+        run("lower.py", str(capability), str(folder / "cases.json"), str(folder))
+        for name in cases:
+            found[capability, name] = folder / f"{name}.pt"
+    return found
+
+
+def run(script: str, *arguments: str) -> None:
+    paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def kernel(lowered: dict, capability: int, case: str, which: str) -> dict:
+    kernels = torch.load(lowered[capability, case], weights_only=False)["kernels"]
+    (found,) = (k for name, k in kernels.items() if ("backward" in name) == (which == "backward"))
+    return found
+
+
+@pytest.mark.parametrize(("capability", "case", "which"), CEILINGS)
+def test_kernels_fit_the_hardware(lowered, capability, case, which):
+    """No spill, no double precision, no more shared memory than the smallest GPU has, no more work than recorded."""
+    found = kernel(lowered, capability, case, which)
+    assert found["stack"] == 0
+    assert not {"STL", "LDL"} & set(found["opcodes"])
+    assert not found["float64"]
+    assert found["shared"] <= SMALLEST_SHARED_MEMORY
+    assert max(loop["total"] for loop in found["loops"]) <= CEILINGS[capability, case, which]
+
+
+def test_the_unmasked_loop_of_the_forward_is_lean(lowered):
+    """128 × 64 pairs on 4 warps: 64 per thread; F.logsigmoid would need 3,763 instructions and spill."""
+    loop = min(kernel(lowered, 90, "d64", "forward")["loops"], key=lambda loop: loop["total"])
+    assert loop["total"] <= 1300
+    assert loop["MUFU.LG2"] == 64
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_generated_kernels_compute_the_definition(lowered, name):
+    """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile."""
+    path = lowered[90, name]
+    run("interpret.py", str(path))
+    found = torch.load(path.with_suffix(".out.pt"), weights_only=False)
+    case, inputs = CASES[90][name], torch.load(path, weights_only=False)["inputs"]
+    length = case["length"]
+
+    def real(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, :length] if name in ("q", "k", "v", "out", "grad") else x
+
+    wanted = {x: real(x, inputs[x]).double().requires_grad_() for x in found if x != "out"}
+    rest = {"slopes": wanted["slopes"], "logit_bias": wanted.get("logit_bias")}
+    window = tuple(case["window"]) if isinstance(case["window"], list) else case["window"]
+    activation = "softmax" if case.get("softmax") else "sigmoid"
+    out = naive_swat(wanted["q"], wanted["k"], wanted["v"], window, activation=activation, **rest)
+    gradients = torch.autograd.grad(out, list(wanted.values()), real("grad", inputs["grad"]).double())
+    for of, want in {"out": out, **dict(zip(wanted, gradients, strict=True))}.items():
+        got = real(of, found[of])
+        assert got.isfinite().all(), of
+        error = (got - want).norm() / want.norm()
+        assert error < 1e-6, f"{of}: relative error {error:.1e}"
