@@ -21,11 +21,12 @@ import sass  # noqa: E402
 import torch  # noqa: E402
 import torch._functorch.config  # noqa: E402
 import torch._inductor.config  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch._inductor.graph import GraphLowering  # noqa: E402
 from torch._inductor.ir import NoneAsConstantBuffer  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from swat_flex.backends.flex import programs  # noqa: E402
+from swat_flex.backends.flex import op, programs  # noqa: E402
 from swat_flex.backends.flex.blocks import TILE, Blocks, Bounds, band  # noqa: E402
 from swat_flex.window import Window  # noqa: E402
 
@@ -92,8 +93,10 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
     }
     sides = case["window"]
     window = Window(*sides) if isinstance(sides, list) else Window.of(sides)
+    ids = torch.arange(length).expand(batch, -1) // 60 - 1 if case.get("documents") else None
+    made["document_ids"] = None if ids is None else F.pad(ids, (0, tiles * TILE - length), value=-1)
     bounds, blocks = band(
-        window, length, length, tiles, tiles, torch.device("cpu"), None,
+        window, length, length, tiles, tiles, torch.device("cpu"), ids,
         backward=case["backward"], extra_key=False, dense_shape=False,
     )  # fmt: skip
     made |= {f"bounds.{n}": x for n, x in bounds._asdict().items()}
@@ -109,20 +112,20 @@ def lower(case: dict) -> dict[str, object]:
     differentiable = ("q", "k", "v", "slopes", "logit_bias") if case["backward"] else ()
     GraphLowering.compile_to_module = lambda graph: recorder.compile_to_module(graph)  # noqa: PLW0108  (not a method)
     torch._dynamo.reset()
-    config = programs.FlexConfig(**case["config"]) if "config" in case else CONFIGURATION(case)
+    config = op._configuration(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
     with FakeTensorMode():
         fake = {}
         for name, x in real.items():
             if x is not None:
                 made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
                 fake[name] = recorder.name(made.requires_grad_(name in differentiable), name)
-        tensors = [fake.get(name) for name in ("q", "k", "v", "slopes", "logit_bias")]
+        tensors = [fake.get(name) for name in ("q", "k", "v", "slopes", "logit_bias", "document_ids")]
         bounds = Bounds(*(fake[f"bounds.{n}"] for n in Bounds._fields))
         blocks = Blocks(*(fake.get(f"blocks.{n}") for n in Blocks._fields))
         scale = case["head_dim"] ** -0.5
         program = torch.compile(programs.attend, fullgraph=True, dynamic=False)
         with torch.set_grad_enabled(case["backward"]):
-            out = program(*tensors, None, bounds, blocks, scale, case.get("softmax", False), config)
+            out = program(*tensors, bounds, blocks, scale, case.get("softmax", False), config)
         wanted = [name for name in differentiable if name in fake]
         gradients = torch.autograd.grad(out, [fake[name] for name in wanted], fake["grad"]) if wanted else ()
     found = {name: recorder.names.get(id(x), "?") for name, x in zip(wanted, gradients, strict=True)}
@@ -133,12 +136,6 @@ def lower(case: dict) -> dict[str, object]:
                 kernels[name] = sass.measure(name, source, CAPABILITY)
     names = {"out": recorder.names.get(id(out), "?"), "gradients": found}
     return {"modules": recorder.modules, "kernels": kernels, "inputs": real, **names}
-
-
-def CONFIGURATION(case: dict) -> programs.FlexConfig:
-    from swat_flex.backends.flex import op
-
-    return op._configuration(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _described(x: Tensor) -> tuple[object, ...]:
 
 
 def _configuration(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexConfig:
-    """Largest tiles that spill no register on sm_80 and sm_90, in the 99 KiB of shared memory of the smallest GPUs."""
+    """Tiles that spill nothing on sm_90 (16 bytes at most on sm_80), in the 99 KiB of shared memory of small GPUs."""
     width = max(head_dim, value_dim)
     if dtype == torch.float32:
         if width <= 64:
@@ -217,5 +217,5 @@ def _configuration(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexCon
             FlexConfig((32, 32, 8, 1), (16, 16, 8, 1)) if width <= 128 else FlexConfig((32, 16, 8, 1), (16, 16, 8, 2))
         )
     if width <= 64:
-        return FlexConfig((128, 64, 4, 3), (64, 128, 8, 2))
+        return FlexConfig((128, 64, 4, 3), (32, 128, 8, 2))
     return FlexConfig((128, 64, 8, 2), (32, 64, 8, 2)) if width <= 128 else FlexConfig((64, 32, 4, 2), (32, 32, 8, 2))
