@@ -127,6 +127,12 @@ def test_what_flex_cannot_do_it_says(dtype, activation, reason):
         flex_swat(*qkv(10, dtype), 3, activation=activation, backend="flex")
 
 
+def test_more_tokens_than_float32_can_count_are_refused():
+    k = torch.zeros(1, 1, 1, 1).expand(-1, -1, 2**24 + 1, -1)
+    with pytest.raises(NotImplementedError, match=r"2\^24"):
+        flex_swat(k[:, :, :1], k, k, 3, backend="flex")
+
+
 def test_explain_names_the_backend():
     told = explain(*qkv(10), window=3, backend="flex")
     assert told.backend == "flex"

@@ -88,8 +88,8 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
         "q": padded(heads, case["head_dim"]),
         "k": padded(kv_heads, case["head_dim"]),
         "v": padded(kv_heads, case["value_dim"]),
-        "slopes": -draw(heads).abs(),
-        "logit_bias": draw(heads) if case.get("logit_bias") else None,
+        "slopes": op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * TILE).detach(),
+        "logit_bias": draw(heads)[:, None].repeat(1, tiles * TILE) if case.get("logit_bias") else None,
     }
     sides = case["window"]
     window = Window(*sides) if isinstance(sides, list) else Window.of(sides)

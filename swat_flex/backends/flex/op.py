@@ -18,6 +18,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from swat_flex import modifiers
 from swat_flex.backends.flex.blocks import TILE, band, kept_band
@@ -32,6 +33,8 @@ def supports(problem: SwatProblem) -> str | None:
         return "activation='tanh-sigmoid' is a GPU's hardware tanh, which only the triton backend uses"
     if problem.dtype == torch.float64:
         return "FlexAttention does not compute in float64"
+    if problem.kv_len > 2**24:
+        return f"its distances are exact up to 2^24 tokens, got {problem.kv_len}"
     if problem.device_type == "cpu":
         return "FlexAttention has no backward on a CPU; call it under torch.no_grad()" if problem.needs_grad else None
     if problem.device_type != "cuda":
@@ -145,8 +148,13 @@ def _on_cuda(
 
 
 def _padded(x: Tensor, length: int, width: int) -> Tensor:
-    tiles = (length + TILE - 1) // TILE if _is_traced(x) else padded_tiles(length, per_doubling=4)
+    tiles = _traced_tiles(length) if _is_traced(x) else padded_tiles(length, per_doubling=4)
     return F.pad(x, (0, width - x.shape[3], 0, tiles * TILE - length))
+
+
+def _traced_tiles(length: int) -> int:
+    """Enough tiles, and for a symbolic length at least two and one to spare, so that no guard tells lengths apart."""
+    return length // TILE if statically_known_true(length % TILE == 0) else length // TILE + 2
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -180,6 +188,8 @@ def _run(
         window, *lengths, rows, columns, q.device, document_ids,
         backward=backward, extra_key=on_cpu and not softmax, dense_shape=on_cpu,
     )  # fmt: skip
+    if not _is_traced(q) or statically_known_true(lengths[0] % TILE == 0):  # FlexAttention wants it without symbols
+        slopes, logit_bias = (x if x is None else by_query(x, q.shape[2]) for x in (slopes, logit_bias))
     if _is_traced(q):
         return attend(q, k, v, slopes, logit_bias, document_ids, bounds, blocks, scale, softmax, config)
     if document_ids is not None:
@@ -187,6 +197,11 @@ def _run(
     tensors = [x if x is None else _canonical(x) for x in (q, k, v, slopes, logit_bias, document_ids)]
     key = (x if x is None else _described(x) for x in (*tensors, *blocks))
     return compiled(*key, scale, softmax, config)(*tensors, bounds, blocks, scale, softmax, config)
+
+
+def by_query(x: Tensor, q_len: int) -> Tensor:
+    """`[Hq, Lq]` where x needs a gradient: its atomic additions meet in one number per query, not in one per head."""
+    return x[:, None].repeat(1, q_len) if x.requires_grad and torch.is_grad_enabled() else x
 
 
 def _canonical(x: Tensor) -> Tensor:

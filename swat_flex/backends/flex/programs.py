@@ -59,7 +59,8 @@ def attend(
 ) -> Tensor:
     """SWAT of padded tensors through FlexAttention; without a config (on a CPU) the last key is the extra key.
 
-    q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, document_ids `[B, ·]`. Rows that hold no query
+    q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, slopes and logit_bias as in `biased_score`,
+    document_ids `[B, ·]`. Rows that hold no query
     come out as anything finite.
     """
     left, right, offset, kv_len = bounds
@@ -70,7 +71,6 @@ def attend(
         visible = band(b, h, q_idx, kv_idx) & (kv_idx < kv_len)
         return visible if documents is None else visible & documents(b, h, q_idx, kv_idx)
 
-    slopes, logit_bias = (_by_query(x, q.shape[2]) for x in (slopes, logit_bias))
     score = modifiers.biased_score if softmax else modifiers.log_sigmoid_score
     score_mod, mask_mod = score(slopes, logit_bias, offset), cast(modifiers.MaskMod, visible_keys)
     if config is None and not softmax:
@@ -84,11 +84,6 @@ def attend(
         return run(kernel_options=config.options())
     out, aux = run(kernel_options=config.options(), return_aux=AuxRequest(lse=True))
     return modifiers.sigmoid_sum(out, aux.lse)
-
-
-def _by_query(x: Tensor | None, q_len: int) -> Tensor | None:
-    """`[Hq, Lq]` where x needs a gradient: its sum meets in one number per query first, not in one per head."""
-    return x if x is None or not x.requires_grad else x[:, None].repeat(1, q_len)
 
 
 def compiled(*key: object) -> Callable[..., Tensor]:
