@@ -3,11 +3,11 @@
 Each call is padded to whole tiles, and its lengths to one of a few sizes, so that few programs serve all lengths;
 window, lengths, slopes and document ids enter as tensors and never cause a compilation. For one combination of batch
 size, heads, head dimensions, dtype, scale and flags, lengths up to 2^n tokens take at most n − 6 programs on a CPU
-and 4·(n − 8) on CUDA, where padding costs more (with fewer queries than keys, that many for each of the two); a window
-beyond 2^15 tokens adds one per doubling.
+and 4·(n − 8) on CUDA, where padding costs more; with fewer queries than keys, that many for each number of tiles of
+keys. A window beyond 2^15 tokens adds one per doubling, a layout, requires_grad or a mode of torch another factor.
 
 A CPU computes in float32 whatever the dtype, forward only. Inside the caller's own torch.compile the CPU program is
-one opaque operator; on CUDA FlexAttention becomes part of the caller's graph.
+one opaque operator; on CUDA FlexAttention becomes part of the caller's graph, one for all symbolic lengths.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _padded(x: Tensor, length: int, width: int) -> Tensor:
 
 
 def _traced_tiles(length: int) -> int:
-    """Enough tiles, and for a symbolic length at least two and one to spare, so that no guard tells lengths apart."""
+    """Enough tiles; unless known to be whole, at least two and one to spare, so that no guard tells lengths apart."""
     return length // TILE if statically_known_true(length % TILE == 0) else length // TILE + 2
 
 
@@ -222,15 +222,20 @@ def _described(x: Tensor) -> tuple[object, ...]:
     return type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
 
 
+# By dtype and the larger head dimension, rounded up. All fit the 99 KiB of shared memory of the smallest GPUs; those of
+# _HALF spill nothing on sm_90 and 16 bytes at most on sm_80.
+_HALF = {
+    64: FlexConfig((128, 64, 4, 3), (32, 128, 8, 2)),
+    128: FlexConfig((128, 64, 8, 2), (32, 64, 8, 2)),
+    256: FlexConfig((64, 32, 4, 2), (32, 32, 8, 2)),
+}
+_FLOAT32 = {
+    64: FlexConfig((64, 32, 8, 1), (32, 32, 8, 1)),
+    128: FlexConfig((32, 32, 8, 1), (16, 16, 8, 1)),
+    256: FlexConfig((32, 16, 8, 1), (16, 16, 8, 2)),
+}
+
+
 def _configuration(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexConfig:
-    """Tiles that spill nothing on sm_90 (16 bytes at most on sm_80), in the 99 KiB of shared memory of small GPUs."""
     width = max(head_dim, value_dim)
-    if dtype == torch.float32:
-        if width <= 64:
-            return FlexConfig((64, 32, 8, 1), (32, 32, 8, 1))
-        return (
-            FlexConfig((32, 32, 8, 1), (16, 16, 8, 1)) if width <= 128 else FlexConfig((32, 16, 8, 1), (16, 16, 8, 2))
-        )
-    if width <= 64:
-        return FlexConfig((128, 64, 4, 3), (32, 128, 8, 2))
-    return FlexConfig((128, 64, 8, 2), (32, 64, 8, 2)) if width <= 128 else FlexConfig((64, 32, 4, 2), (32, 32, 8, 2))
+    return (_FLOAT32 if dtype == torch.float32 else _HALF)[64 if width <= 64 else 128 if width <= 128 else 256]

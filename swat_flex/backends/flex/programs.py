@@ -60,8 +60,7 @@ def attend(
     """SWAT of padded tensors through FlexAttention; without a config (on a CPU) the last key is the extra key.
 
     q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, slopes and logit_bias as in `biased_score`,
-    document_ids `[B, ·]`. Rows that hold no query
-    come out as anything finite.
+    document_ids `[B, ·]`. Rows that hold no query come out as anything finite.
     """
     left, right, offset, kv_len = bounds
     band = modifiers.band_mask(left, right, offset)
@@ -90,7 +89,8 @@ def compiled(*key: object) -> Callable[..., Tensor]:
     """`attend` compiled for one key, which must hold all that a compilation depends on.
 
     torch.compile gives up on a function, or falls back to a dense L × L product, after 8 compilations of one code
-    object; so each key has a code object of its own, which is compiled once.
+    object; so each key has a code object of its own, compiled once, and once more where an operator in a caller's
+    compiled graph runs it (torch dispatches differently there).
     """
     state = (
         torch.is_grad_enabled(),
