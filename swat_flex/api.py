@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from swat_flex import dispatch, reference, validation
-from swat_flex.backends import banded, triton
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
 from swat_flex.window import Window
@@ -77,8 +76,9 @@ def flex_swat(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = problem.head_dim**-0.5 if scale is None else float(scale)
-    swat = triton.swat if choice.backend == "triton" else banded.swat
-    return swat(q, k, v, slopes_of(slopes, heads, q), logit_bias, document_ids, problem.window, scale, activation)
+    slopes = slopes_of(slopes, heads, q)
+    swat = dispatch.BACKENDS[choice.backend].swat
+    return swat(q, k, v, slopes, logit_bias, document_ids, problem.window, scale, activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +121,9 @@ def explain(
         for name in ("triton", "flex", "banded", "naive")
         if name != choice.backend
     }
-    return Explanation(choice.backend, choice.why, _configuration(problem, choice.backend), "default", others)
-
-
-def _configuration(problem: SwatProblem, backend: str) -> str:
-    if backend == "banded":
-        return str(banded.configuration(problem.window))
-    if backend == "triton":
-        return ", ".join(f"{kernel} {cut}" for kernel, cut in triton.configuration(problem).items())
-    return "none"
+    backend_module = dispatch.BACKENDS.get(choice.backend)
+    configuration = None if backend_module is None else backend_module.configuration(problem)
+    return Explanation(choice.backend, choice.why, str(configuration or "none"), "default", others)
 
 
 def _describe(
@@ -147,9 +141,8 @@ def _describe(
     """q, k, v as they enter the backend, and the problem they make; raises for the first rule broken."""
     validation.check_kinds(q, k, v)
     device_type = q.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(
-        device_type
-    ):  # as scaled_dot_product_attention does: float64 stays
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        # As scaled_dot_product_attention does: float64 stays.
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     validation.check(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
@@ -169,6 +162,7 @@ def _describe(
         has_slopes=slopes is not None,
         has_logit_bias=logit_bias is not None,
         has_documents=document_ids is not None,
-        needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        needs_grad=torch.is_grad_enabled()
+        and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, slopes, logit_bias)),
     )
     return q, k, v, problem

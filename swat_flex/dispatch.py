@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from swat_flex.backends import banded, triton
+from torch import Tensor
+
+from swat_flex.backends import banded, flex, triton
 from swat_flex.problem import SwatProblem
+from swat_flex.window import Window
 
-ABSENT = {
-    "flex": "FlexAttention lowering is not part of this version",
-}
+
+class BackendModule(Protocol):
+    """What every package under `backends` offers."""
+
+    def supports(self, problem: SwatProblem) -> str | None: ...
+
+    def configuration(self, problem: SwatProblem) -> object: ...
+
+    def swat(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        slopes: Tensor | None,
+        logit_bias: Tensor | None,
+        document_ids: Tensor | None,
+        window: Window,
+        scale: float,
+        activation: str,
+    ) -> Tensor: ...
+
+
+BACKENDS: dict[str, BackendModule] = {"triton": triton, "flex": flex, "banded": banded}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +54,19 @@ def choose(problem: SwatProblem, backend: str = "auto") -> Choice:
         if reason is not None:
             raise NotImplementedError(f"backend={backend!r}: {reason}")
         return Choice(backend, "asked for by name")
+    if problem.device_type == "cuda":
+        reason = why_not(problem, "flex")
+        if reason is None:
+            return Choice("flex", "FlexAttention's fused kernels; the triton kernels have no GPU record yet")
+        why = f"flex: {reason}"
+    else:
+        why = f"the backend made for {problem.device_type}"
     reason = why_not(problem, "banded")
     if reason is not None:
         raise NotImplementedError(f"backend='auto': no backend on {problem.device_type} fits; banded: {reason}")
-    return Choice("banded", f"the only backend of this version made for {problem.device_type}")
+    return Choice("banded", why)
 
 
 def why_not(problem: SwatProblem, backend: str) -> str | None:
     """Why this backend cannot run the problem, or None."""
-    if backend in ABSENT:
-        return ABSENT[backend]
-    if backend == "triton":
-        return triton.supports(problem)
-    return banded.supports(problem)  # `naive` supports what `banded` does
+    return BACKENDS.get(backend, banded).supports(problem)  # `naive` supports what `banded` does

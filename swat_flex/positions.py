@@ -145,7 +145,7 @@ def slopes_of(slopes: Literal["balanced", "alibi"] | Tensor | None, heads: int, 
     made = _made.get(key)
     if made is None:
         made = make(heads, device=like.device, dtype=dtype)
-        if _outlives_this_call(made) and len(_made) < 256:
+        if outlives_this_call(made) and len(_made) < 256:
             _made[key] = made
     return made
 
@@ -153,7 +153,7 @@ def slopes_of(slopes: Literal["balanced", "alibi"] | Tensor | None, heads: int, 
 _made: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
 
 
-def _outlives_this_call(x: Tensor) -> bool:
+def outlives_this_call(x: Tensor) -> bool:
     """Whether a tensor made now may be kept: not under a mode that hands out its own tensors, not an inference tensor
     (training cannot save it), not memory of a CUDA graph under capture (its replay overwrites it)."""
     if type(x) is not Tensor or x.is_inference():

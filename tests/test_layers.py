@@ -21,7 +21,7 @@ ARROWS = {
     "reference": {"validation", "problem", "window", "positions"},
     "modifiers": {"window", "positions"},
     "backends": {"modifiers", "window", "positions", "problem"},
-    "dispatch": {"problem", "backends"},
+    "dispatch": {"problem", "window", "backends"},
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},

@@ -140,10 +140,17 @@ def exact_results(
 ) -> dict[str, Tensor]:
     """`with_gradients` of `naive_swat` on the inputs in float64; every result is float64."""
     q, k, v = (x.double() for x in inputs)
-    for name in ("slopes", "logit_bias"):
-        if isinstance(options.get(name), Tensor):
-            options[name] = options[name].double()
-    return with_gradients(reference.naive_swat, (q, k, v), window, grad, **options)
+    return with_gradients(reference.naive_swat, (q, k, v), window, grad, **_in_float64(options))
+
+
+def exact_swat(q: Tensor, k: Tensor, v: Tensor, window: WindowLike, **options: Any) -> Tensor:
+    """`naive_swat` of the inputs in float64; arguments as `flex_swat`."""
+    return reference.naive_swat(q.double(), k.double(), v.double(), window, **_in_float64(options))
+
+
+def _in_float64(options: dict[str, Any]) -> dict[str, Any]:
+    is_float = {name: isinstance(x, Tensor) and x.is_floating_point() for name, x in options.items()}
+    return {name: x.double() if is_float[name] else x for name, x in options.items()}
 
 
 def rough_swat(

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex.backends.banded.tiles import Band
+from swat_flex.backends.banded import tiles
+from swat_flex.backends.banded.tiles import Band, BandedConfig
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
@@ -110,17 +111,22 @@ def _backward(
                         band.add_keys(dk_sum[:, keys], dlogits, q_rows, scale)
                         total.baddbmm_(dlogits, k_keys, beta=min(i, 1), alpha=scale)
                         if per_head:
-                            sums = band.per_head_sums(dlogits, group, rows, keys)
-                            per_tile.setdefault(band.q_heads(group).start, []).append(sums)
+                            of_tile = band.per_head_sums(dlogits, group, rows, keys)
+                            per_tile.setdefault(band.q_heads(group).start, []).append(of_tile)
                     to = dq[group[0], band.q_heads(group), rows]
                     to.copy_(total.view(to.shape))
             if dk_sum.dtype != dk.dtype:
                 dk[group].copy_(dk_sum.view(dk[group].shape))
                 dv[group].copy_(dv_sum.view(dv[group].shape))
     d_per_head = torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
-    for first, tiles in per_tile.items():
-        d_per_head[:, first : first + tiles[0].shape[1]] = torch.stack(tiles).sum(0)
+    for first, sums in per_tile.items():
+        d_per_head[:, first : first + sums[0].shape[1]] = torch.stack(sums).sum(0)
     return dq, dk, dv, d_per_head
+
+
+def configuration(problem: SwatProblem) -> BandedConfig:
+    """What a call runs with."""
+    return tiles.configuration(problem.window)
 
 
 swat = define("banded", _forward, _backward)

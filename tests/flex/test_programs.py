@@ -1,0 +1,188 @@
+"""How often `flex` compiles, what it refuses, and what it shares with torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from swat_flex import explain, flex_swat, modifiers
+from swat_flex.backends.flex import programs
+from swat_flex.backends.flex.blocks import TILE, _remembered, padded_tiles
+from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
+from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
+
+LENGTHS = tuple(range(20, 520, 10))
+
+
+def qkv(length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(3, 1, 2, length, 8, dtype=dtype).unbind())
+
+
+@pytest.fixture
+def compilations():
+    """A function that counts the graphs compiled since the test began."""
+    before = counters["stats"]["unique_graphs"]
+    return lambda: counters["stats"]["unique_graphs"] - before
+
+
+def test_two_hundred_calls_make_few_programs(compilations):
+    """50 lengths in three sizes; a fallback to eager would leave no compiled program behind and miss the budget."""
+    before = programs._compiled.cache_info().currsize
+    for length in LENGTHS:
+        for window in (5, 64, (7, 9), None):
+            q, k, v = qkv(length)
+            out = flex_swat(q, k, v, window, backend="flex")
+        assert_within_budget(out, exact=exact_swat(q, k, v, None), rough=rough_swat(q, k, v, None))
+    assert compilations() <= 3
+    assert programs._compiled.cache_info().currsize - before <= 3
+    assert counters["graph_break"] == {}
+
+
+def test_fifty_lengths_in_a_callers_compile_make_two_graphs(compilations):
+    for length in (100, 200, 500):  # the programs themselves
+        flex_swat(*qkv(length), 50, backend="flex")
+    inside = compilations()
+    compiled = torch.compile(lambda q, k, v: flex_swat(q, k, v, 50, backend="flex"), fullgraph=True)
+    for length in LENGTHS:
+        q, k, v = qkv(length)
+        assert torch.equal(compiled(q, k, v), flex_swat(q, k, v, 50, backend="flex"))
+    assert compilations() - inside <= 2 + 3  # the three programs once more, for other dispatch keys
+
+
+def test_modes_share_a_program_and_leave_nothing_behind(compilations):
+    """Infer first, then call again in every other mode: no inference tensor is met outside of inference mode."""
+    q, k, v = qkv(90)
+    ids = torch.arange(90) // 40
+    results = []
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with mode():
+            results.append(flex_swat(q, k, v, 33, backend="flex"))
+            flex_swat(q, k, v, 33, document_ids=ids, backend="flex")
+    with torch.no_grad():
+        results.append(flex_swat(q.requires_grad_(), k, v, 33, backend="flex"))
+    assert all(torch.equal(x, results[0]) for x in results)
+    assert compilations() <= 2
+    assert not any(x.is_inference() for x in results[1:3])
+
+
+def test_caches_are_bounded():
+    assert programs._compiled.cache_info().maxsize == programs.PROGRAMS
+    assert _remembered.cache_info().maxsize <= 64
+
+
+@pytest.mark.parametrize(("per_doubling", "bound"), [(1, 14), (4, 48)])
+def test_a_million_lengths_make_few_sizes(per_doubling, bound):
+    """The bound that the backend's documentation states, for lengths up to 2^20 tokens."""
+    tiles = {padded_tiles(length, per_doubling) for length in range(1, 2**20 + 1, 37)}
+    assert len(tiles) <= bound
+    for length in (1, 128, 129, 1000, 5000, 2**20):
+        padded = padded_tiles(length, per_doubling) * TILE
+        assert length <= padded <= max(TILE, 2 * length if per_doubling == 1 else 1.25 * length + TILE)
+
+
+def test_fake_tensors_are_not_computed():
+    with torch._subclasses.FakeTensorMode():
+        out = flex_swat(*qkv(70), 10, backend="flex")
+        assert out.shape == (1, 2, 70, 8)
+        assert type(out) is not Tensor
+    assert torch.isfinite(flex_swat(*qkv(70), 10, backend="flex")).all()
+
+
+def test_the_operator_follows_the_rules_of_torch_library():
+    q, k, v = qkv(60)
+    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 0.3, False)
+    torch.library.opcheck(torch.ops.swat_flex.flex.default, arguments)
+
+
+def test_autocast_enters_as_in_scaled_dot_product_attention():
+    q, k, v = qkv(60)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = flex_swat(q, k, v, 9, backend="flex")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, flex_swat(q.bfloat16(), k.bfloat16(), v.bfloat16(), 9, backend="flex"))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 8), (1, 2, 0, 8)])
+def test_no_batch_or_no_query_gives_an_empty_result(shape):
+    q, k = torch.randn(shape), torch.randn(shape[0], 2, 5, 8)
+    assert flex_swat(q, k, k, 3, backend="flex").shape == shape
+
+
+def test_training_on_a_cpu_is_refused():
+    q, k, v = qkv(10)
+    with pytest.raises(NotImplementedError, match="no backward on a CPU"):
+        flex_swat(q.requires_grad_(), k, v, 3, backend="flex")
+    with pytest.raises(NotImplementedError, match="no backward on a CPU"):
+        flex_swat(q.detach(), k, v, 3, slopes=torch.zeros(2, requires_grad=True), backend="flex")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activation", "reason"),
+    [(torch.float64, "sigmoid", "float64"), (torch.float32, "tanh-sigmoid", "tanh")],
+)
+def test_what_flex_cannot_do_it_says(dtype, activation, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        flex_swat(*qkv(10, dtype), 3, activation=activation, backend="flex")
+
+
+def test_more_tokens_than_float32_can_count_are_refused():
+    k = torch.zeros(1, 1, 1, 1).expand(-1, -1, 2**24 + 1, -1)
+    with pytest.raises(NotImplementedError, match=r"2\^24"):
+        flex_swat(k[:, :, :1], k, k, 3, backend="flex")
+
+
+def test_explain_names_the_backend():
+    told = explain(*qkv(10), window=3, backend="flex")
+    assert told.backend == "flex"
+    assert "no backward" in explain(qkv(10)[0].requires_grad_(), *qkv(10)[1:], window=3).others["flex"]
+
+
+def test_modifiers_compose_with_a_mask_of_the_callers_own():
+    from torch.nn.attention.flex_attention import AuxRequest, and_masks, create_block_mask, flex_attention
+
+    q, k, v = qkv(100)
+    slopes = torch.tensor([-0.5, 0.25])
+
+    def even(b, h, q_idx, kv_idx):
+        return kv_idx % 2 == 0
+
+    block_mask = create_block_mask(and_masks(band_mask(30, 0), even), None, None, 100, 100, device="cpu")
+    out, aux = flex_attention(q, k, v, log_sigmoid_score(slopes), block_mask, return_aux=AuxRequest(lse=True))
+    i, j = torch.arange(100)[:, None], torch.arange(100)
+    logits = q @ k.mT * 8**-0.5 + slopes[:, None, None] * (i - j)
+    visible = (i - j >= 0) & (i - j <= 30) & (j % 2 == 0)
+    torch.testing.assert_close(sigmoid_sum(out, aux.lse), (logits.sigmoid() * visible) @ v)
+
+
+def test_torch_still_has_the_private_api_behind_the_fast_log_sigmoid():
+    """The one place of the library that teaches Inductor an operator: it must still lower to inline assembly."""
+    from torch._inductor import lowering
+    from torch._inductor.ops_handler import OpsHandler
+
+    assert modifiers._teach_inductor()
+    for name, asm in modifiers._PTX.items():
+        operator = getattr(torch.ops.swat_flex, name).default
+        assert operator in lowering.lowerings
+        assert "'" not in asm
+        assert "\n" not in asm
+        x = torch.linspace(-30, 30, 50)
+        want = torch.nn.functional.logsigmoid(x) if name == "log_sigmoid" else torch.sigmoid(-x)
+        assert torch.equal(operator(x), want)
+    assert callable(lowering.make_pointwise)
+    assert callable(OpsHandler.inline_asm_elementwise)
+
+
+def test_the_fast_log_sigmoid_differentiates_itself():
+    x = torch.linspace(-9, 9, 20, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(modifiers._FastLogSigmoid.apply, x)
+    y = torch.randn(3, 4)
+    vmapped = torch.vmap(modifiers._FastLogSigmoid.apply)(y)
+    torch.testing.assert_close(vmapped, torch.nn.functional.logsigmoid(y))
+
+
+def test_the_mark_of_a_constant_result_is_still_torchs():
+    """modifiers sets it by name; a torch that moves it must be noticed."""
+    marked = torch.compiler.assume_constant_result(lambda: True)
+    assert marked._dynamo_marked_constant is modifiers._teach_inductor._dynamo_marked_constant is True

@@ -1,0 +1,144 @@
+"""Lower `flex` for a pretend GPU, in a process of its own: `python lower.py CAPABILITY CASES.json SCRATCH`.
+
+For each case it writes SCRATCH/<name>.pt: the generated modules of forward and backward, the names of their inputs, the
+inputs themselves (on the CPU), and of each attention kernel the registers, spills and instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pretend_cuda
+
+CAPABILITY, CASES, SCRATCH = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+pretend_cuda.load_stubs(SCRATCH)
+
+import types  # noqa: E402  (the rest needs the pretend GPU)
+
+import sass  # noqa: E402
+import torch  # noqa: E402
+import torch._functorch.config  # noqa: E402
+import torch._inductor.config  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch._inductor.graph import GraphLowering  # noqa: E402
+from torch._inductor.ir import NoneAsConstantBuffer  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+from swat_flex.backends.flex import op, programs  # noqa: E402
+from swat_flex.backends.flex.blocks import TILE, Blocks, Bounds, band, padded_tiles  # noqa: E402
+from swat_flex.window import Window  # noqa: E402
+
+torch._inductor.config.force_disable_caches = True
+
+
+class Recorder:
+    """Stands in for the compiled modules: keeps their source, and the names of what they are called with."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.alive: list[torch.Tensor] = []
+        self.modules: list[dict[str, object]] = []
+
+    def name(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        self.names[id(x)] = name
+        self.alive.append(x)
+        return x
+
+    def compile_to_module(self, graph: GraphLowering) -> types.SimpleNamespace:
+        module: dict[str, object] = {"source": graph.codegen()[0].value}
+        self.modules.append(module)
+        inputs = list(graph.graph_inputs)
+
+        def call(args: list[torch.Tensor]) -> list[torch.Tensor | None]:
+            module["inputs"] = [self.names.get(id(x), "?") for x in args]
+            results = []
+            for i, node in enumerate(graph.graph_outputs):
+                if isinstance(node, NoneAsConstantBuffer):
+                    results.append(None)
+                elif node.get_name() in inputs:
+                    results.append(args[inputs.index(node.get_name())])
+                else:
+                    size, stride = ([int(n) for n in which()] for which in (node.get_size, node.get_stride))
+                    made = torch.empty_strided(size, stride, dtype=node.get_dtype(), device="cuda")
+                    results.append(self.name(made, f"{len(self.modules) - 1}.{i}"))
+            module["outputs"] = [None if x is None else self.names.get(id(x), "?") for x in results]
+            return results
+
+        return types.SimpleNamespace(call=call, __file__="/dev/null", key="key", runner=None)
+
+
+def arguments(case: dict) -> dict[str, torch.Tensor]:
+    """Random q, k, v, slopes and the band of a case, padded as the backend pads them, on the CPU."""
+    generator = torch.Generator().manual_seed(case.get("seed", 0))
+    dtype = getattr(torch, case["dtype"])
+    batch, heads, kv_heads, length = case["batch"], case["q_heads"], case["kv_heads"], case["length"]
+    tiles = padded_tiles(length, per_doubling=4)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def padded(count: int, width: int) -> torch.Tensor:
+        x = torch.zeros(batch, count, tiles * TILE, width, dtype=dtype)
+        x[:, :, :length] = draw(batch, count, length, width)
+        return x
+
+    made = {
+        "q": padded(heads, case["head_dim"]),
+        "k": padded(kv_heads, case["head_dim"]),
+        "v": padded(kv_heads, case["value_dim"]),
+        "slopes": op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * TILE).detach(),
+        "logit_bias": draw(heads)[:, None].repeat(1, tiles * TILE) if case.get("logit_bias") else None,
+    }
+    sides = case["window"]
+    window = Window(*sides) if isinstance(sides, list) else Window.of(sides)
+    ids = torch.arange(length).expand(batch, -1) // 60 - 1 if case.get("documents") else None
+    made["document_ids"] = None if ids is None else F.pad(ids, (0, tiles * TILE - length), value=-1)
+    bounds, blocks = band(
+        window, length, length, tiles, tiles, torch.device("cpu"), ids,
+        backward=case["backward"], extra_key=False, dense_shape=False,
+    )  # fmt: skip
+    made |= {f"bounds.{n}": x for n, x in bounds._asdict().items()}
+    made |= {f"blocks.{n}": x for n, x in blocks._asdict().items()}
+    grad = torch.zeros(*made["q"].shape[:3], case["value_dim"], dtype=dtype)
+    grad[:, :, :length] = draw(batch, heads, length, case["value_dim"])
+    return made | {"grad": grad}
+
+
+def lower(case: dict) -> dict[str, object]:
+    recorder = Recorder()
+    real = arguments(case)
+    differentiable = ("q", "k", "v", "slopes", "logit_bias") if case["backward"] else ()
+    GraphLowering.compile_to_module = lambda graph: recorder.compile_to_module(graph)  # noqa: PLW0108  (not a method)
+    torch._dynamo.reset()
+    config = op.choose(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
+    with FakeTensorMode():
+        fake = {}
+        for name, x in real.items():
+            if x is not None:
+                made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+                fake[name] = recorder.name(made.requires_grad_(name in differentiable), name)
+        tensors = [fake.get(name) for name in ("q", "k", "v", "slopes", "logit_bias", "document_ids")]
+        bounds = Bounds(*(fake[f"bounds.{n}"] for n in Bounds._fields))
+        blocks = Blocks(*(fake.get(f"blocks.{n}") for n in Blocks._fields))
+        scale = case["head_dim"] ** -0.5
+        program = torch.compile(programs.attend, fullgraph=True, dynamic=False)
+        with torch.set_grad_enabled(case["backward"]):
+            out = program(*tensors, bounds, blocks, scale, case.get("softmax", False), config)
+        wanted = [name for name in differentiable if name in fake]
+        gradients = torch.autograd.grad(out, [fake[name] for name in wanted], fake["grad"]) if wanted else ()
+    found = {name: recorder.names.get(id(x), "?") for name, x in zip(wanted, gradients, strict=True)}
+    kernels = {}
+    for module in recorder.modules:
+        for name, source in sass.kernels(module["source"]):
+            if "tem_fused" in name:
+                kernels[name] = sass.measure(name, source, CAPABILITY)
+    names = {"out": recorder.names.get(id(out), "?"), "gradients": found}
+    return {"modules": recorder.modules, "kernels": kernels, "inputs": real, **names}
+
+
+if __name__ == "__main__":
+    pretend_cuda.install(CAPABILITY)
+    for name, case in json.loads(CASES.read_text()).items():
+        torch.save(lower(case), SCRATCH / f"{name}.pt")

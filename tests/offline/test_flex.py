@@ -1,0 +1,146 @@
+"""`flex` on a GPU, without one: its kernels lowered for a pretend NVIDIA GPU, compiled, counted and interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swat_flex import naive_swat
+
+HERE = Path(__file__).parent
+COUNTED = {"batch": 1, "q_heads": 4, "kv_heads": 2, "length": 1000, "window": 300, "backward": True}
+RUN = {"batch": 2, "q_heads": 4, "kv_heads": 2, "length": 200, "window": 70, "dtype": "float32", "backward": True}
+CASES = {
+    90: {
+        "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
+        "d128": COUNTED | {"head_dim": 128, "value_dim": 128, "dtype": "bfloat16"},
+        "sigmoid": RUN | {"head_dim": 20, "value_dim": 32, "logit_bias": True},
+        "softmax": RUN | {"head_dim": 32, "value_dim": 16, "window": [40, 20], "softmax": True, "seed": 1},
+        "documents": RUN | {"head_dim": 16, "value_dim": 16, "documents": True, "seed": 2},
+    },
+    80: {
+        "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
+        "d128": COUNTED | {"head_dim": 128, "value_dim": 128, "dtype": "bfloat16"},
+    },
+}
+# (instructions per thread in the widest of the loops that multiply, bytes spilled), as measured.
+RECORDED = {
+    (90, "d64", "forward"): (1553, 0),
+    (90, "d64", "backward"): (680, 0),
+    (90, "d128", "forward"): (891, 0),
+    (90, "d128", "backward"): (745, 0),
+    (80, "d64", "forward"): (1693, 16),
+    (80, "d64", "backward"): (708, 0),
+    (80, "d128", "forward"): (1032, 0),
+    (80, "d128", "backward"): (823, 0),
+}
+SMALLEST_SHARED_MEMORY = 101376  # bytes a block may use on sm_86, sm_89 and sm_120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler():
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to build the pretend GPU")
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory):
+    """{(capability, case): what lower.py wrote}, each capability lowered once, in a process of its own."""
+    from triton import knobs
+
+    if not Path(knobs.nvidia.cuobjdump.path).exists():
+        pytest.skip("this build of triton brings no cuobjdump")
+    scratch = tmp_path_factory.mktemp("lowered")
+    found = {}
+    for capability, cases in CASES.items():
+        folder = scratch / str(capability)
+        folder.mkdir()
+        (folder / "cases.json").write_text(json.dumps(cases))
+        run("lower.py", str(capability), str(folder / "cases.json"), str(folder))
+        for name in cases:
+            found[capability, name] = folder / f"{name}.pt"
+    return found
+
+
+def run(script: str, *arguments: str) -> str:
+    paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def kernel(lowered: dict, capability: int, case: str, which: str) -> dict:
+    kernels = torch.load(lowered[capability, case], weights_only=False)["kernels"]
+    (found,) = (k for name, k in kernels.items() if ("backward" in name) == (which == "backward"))
+    return found
+
+
+@pytest.mark.parametrize(("capability", "case", "which"), RECORDED)
+def test_kernels_fit_the_hardware(lowered, capability, case, which):
+    """No double precision, no more shared memory than the smallest GPU has, no more spilled or executed than ever."""
+    found = kernel(lowered, capability, case, which)
+    instructions, spilled = RECORDED[capability, case, which]
+    assert not found["float64"]
+    assert found["shared"] <= SMALLEST_SHARED_MEMORY
+    assert found["stack"] <= spilled
+    assert max(loop["total"] for loop in found["loops"]) <= 1.05 * instructions
+
+
+def test_the_unmasked_loop_of_the_forward_is_lean(lowered):
+    """128 × 64 pairs on 4 warps: 64 per thread; F.logsigmoid would need 3,763 instructions and spill."""
+    loop = min(kernel(lowered, 90, "d64", "forward")["loops"], key=lambda loop: loop["total"])
+    assert loop["total"] <= 1300
+    assert loop["MUFU.LG2"] == 64
+
+
+def test_float32_multiplies_in_ieee_float32(lowered):
+    for module in torch.load(lowered[90, "sigmoid"], weights_only=False)["modules"]:
+        precisions = set(re.findall(r"FLOAT32_PRECISION : tl.constexpr = '(\w+)'", module["source"]))
+        assert precisions == {"ieee"}
+
+
+def test_fifty_lengths_in_a_callers_compile_make_two_graphs(tmp_path):
+    """Forward and backward through documents, lowered for the caller: the first length, then symbols."""
+    done = run("trace.py", str(tmp_path))
+    assert json.loads(done)["graphs"] <= 2
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softmax", "documents"])
+def test_generated_kernels_compute_the_definition(lowered, name):
+    """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile."""
+    path = lowered[90, name]
+    run("interpret.py", str(path))
+    found = torch.load(path.with_suffix(".out.pt"), weights_only=False)
+    case, inputs = CASES[90][name], torch.load(path, weights_only=False)["inputs"]
+    length = case["length"]
+
+    def real(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, :length] if name in ("q", "k", "v", "out", "grad") else x[:, 0]
+
+    for name in {"slopes", "logit_bias"} & set(found):  # one per query, added up by autograd outside of the program
+        found[name] = found[name].sum(1, keepdim=True)
+
+    wanted = {x: real(x, inputs[x]).double().requires_grad_() for x in found if x != "out"}
+    ids = inputs["document_ids"]
+    ids = None if ids is None else ids[:, :length]
+    rest = {"document_ids": ids, "slopes": wanted["slopes"], "logit_bias": wanted.get("logit_bias")}
+    window = tuple(case["window"]) if isinstance(case["window"], list) else case["window"]
+    activation = "softmax" if case.get("softmax") else "sigmoid"
+    out = naive_swat(wanted["q"], wanted["k"], wanted["v"], window, activation=activation, **rest)
+    gradients = torch.autograd.grad(out, list(wanted.values()), real("grad", inputs["grad"]).double())
+    for of, want in {"out": out, **dict(zip(wanted, gradients, strict=True))}.items():
+        got = real(of, found[of])
+        assert got.isfinite().all(), of
+        error = (got - want).norm() / want.norm()
+        assert error < 1e-6, f"{of}: relative error {error:.1e}"
