@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -43,12 +44,18 @@ def _versions() -> dict[str, str]:
 
 
 def _backends(device: torch.device) -> Table:
-    problem = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
+    training = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
+    inference = replace(training, needs_grad=False)
     table = Table("backend", "works here", "why", box=box.SIMPLE)
     for name in get_args(Backend):
-        if name != "auto":
-            reason = dispatch.why_not(problem, name)
-            table.add_row(name, "no" if reason else "yes", reason or "supports float32 self-attention on this device")
+        if name == "auto":
+            continue
+        if reason := dispatch.why_not(inference, name):
+            table.add_row(name, "no", reason)
+        elif reason := dispatch.why_not(training, name):
+            table.add_row(name, "forward only", reason)
+        else:
+            table.add_row(name, "yes", "supports float32 self-attention on this device")
     return table
 
 
