@@ -29,19 +29,8 @@ def _query_gradient(
         k = load_rows(p_k, n, k_strides, kv_len, BN, D, BD, MASKED)  # [BN, BD]
         v = load_rows(p_v, n, v_strides, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
         rows = (first - n + o_m).to(tl.float32)
-        w = weigh(
-            product(q, tl.trans(k)),
-            rows,
-            columns,
-            factor,
-            slope,
-            bias,
-            HAS_SLOPES,
-            BOTH_SIDES,
-            0,
-            KIND,
-            not (MASKED or DOCUMENTS),
-        )
+        w = weigh(product(q, tl.trans(k)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, 0, KIND,
+                  not (MASKED or DOCUMENTS))  # fmt: skip
         dx = product(grad, tl.trans(v)) * (w - w * w)  # [BM, BN]
         if MASKED or DOCUMENTS:
             j = n + o_n
@@ -131,19 +120,8 @@ def _key_gradients(
         q = load_rows(p_q, m, q_strides, q_len, BM, D, BD, MASKED)  # [BM, BD]
         grad = load_rows(p_grad, m, grad_strides, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
         columns = (m + offset - n + o_m).to(tl.float32)
-        w = weigh(
-            product(k, tl.trans(q)),
-            rows,
-            columns,
-            factor,
-            slope,
-            bias,
-            HAS_SLOPES,
-            BOTH_SIDES,
-            SHIFT,
-            KIND,
-            not (MASKED or DOCUMENTS),
-        )
+        w = weigh(product(k, tl.trans(q)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND,
+                  not (MASKED or DOCUMENTS))  # fmt: skip
         if MASKED or DOCUMENTS:
             d = (m + offset - n + o_m)[None, :] - o_n[:, None]
             seen = (d + right).to(tl.uint32) <= (left + right).to(tl.uint32)  # −right ≤ d ≤ left
