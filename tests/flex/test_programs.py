@@ -186,3 +186,17 @@ def test_the_mark_of_a_constant_result_is_still_torchs():
     """modifiers sets it by name; a torch that moves it must be noticed."""
     marked = torch.compiler.assume_constant_result(lambda: True)
     assert marked._dynamo_marked_constant is modifiers._teach_inductor._dynamo_marked_constant is True
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e4])
+@pytest.mark.parametrize("window", [10, 100, (3, 2)], ids=str)
+def test_an_unseen_key_changes_no_bit(window, value):
+    q, k, v = qkv(300)
+    clean = flex_swat(q, k, v, window, backend="flex")
+    k = k.clone()
+    k[:, :, 150] = value
+    out = flex_swat(q, k, v, window, backend="flex")
+    left, right = window if isinstance(window, tuple) else (window - 1, 0)
+    i = torch.arange(300)
+    unseen = (i - 150 > left) | (150 - i > right)
+    assert torch.equal(out[:, :, unseen], clean[:, :, unseen])
