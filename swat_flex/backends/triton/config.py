@@ -16,12 +16,16 @@ class TritonConfig:
     block_n: keys in a tile.
     warps: of one program.
     stages: tiles in flight in the loop over fully visible tiles.
+    descriptors: loops load their tiles with the tensor memory accelerator, where a tensor qualifies.
+    warp_specialize: loads, products and σ go to warps of their own; `warps` then counts those of σ.
     """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    descriptors: bool = False
+    warp_specialize: bool = False
 
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
@@ -44,6 +48,23 @@ _HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
     ),
 }
 _SMALLEST = TritonConfig(32, 32, 4, 1)
+
+
+def is_valid(kernel: Kernel, config: TritonConfig, target: str) -> bool:
+    """Whether a target has what a configuration asks for; a launch drops `descriptors` and `warp_specialize` where not.
+
+    Triton's specialiser for Hopper takes neither three loops nor operands by pointer: 3.6 and 3.7 stop with an internal
+    error. On Blackwell both kernels of the backward come out with spills or do not compile.
+
+    Args:
+        kernel: which.
+        config: anything.
+        target: "sm_90", "gfx942", …, or "interpreter".
+    """
+    if config.warp_specialize and not (kernel == "forward" and target in ("sm_100", "interpreter")):
+        return False
+    accelerated = target == "interpreter" or (target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90)
+    return not config.descriptors or (accelerated and max(config.block_m, config.block_n) <= 256)
 
 
 def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[TritonConfig, ...]:

@@ -11,13 +11,15 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
-from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations
+from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations, is_valid
+from swat_flex.backends.triton.descriptors import described, padded
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
 
@@ -50,11 +52,6 @@ def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
     return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
 
 
-def padded(dim: int) -> int:
-    """A tile's columns: a power of two that a matrix product takes."""
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 class _Call:
     """What the kernels of one call have in common."""
 
@@ -83,14 +80,34 @@ class _Call:
 
         *larger, smallest = configurations(name, max(self.padded), self.q.element_size())
         for config in (*larger, smallest):
-            sizes = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
-            options = {"num_warps": config.warps, "num_stages": config.stages}
+            launched = config
+            if not is_valid(name, config, _target(self.q)):
+                launched = replace(config, descriptors=False, warp_specialize=False)
+            given = described(name, launched, args) if launched.descriptors else args
             try:
-                kernel[(tiles(config),)](*args, *self.sizes, **self.constants, **more, **sizes, **options)
+                kernel[(tiles(config),)](*given, *self.sizes, **self.constants, **more, **_settings(name, launched))
                 return
             except OutOfResources:
                 if config is smallest:
                     raise
+
+
+def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
+    """A configuration in the words of a launch."""
+    settings: dict[str, Any] = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
+    if name == "forward":
+        settings["SPECIALIZE"] = config.warp_specialize
+    return settings | {"num_warps": config.warps, "num_stages": config.stages}
+
+
+def _target(x: Tensor) -> str:
+    """ "sm_90", "gfx942", …; "interpreter" for a tensor on the CPU."""
+    if x.device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(x.device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return f"sm_{10 * major + minor}"
 
 
 def _kind(q: Tensor, activation: str) -> Any:
