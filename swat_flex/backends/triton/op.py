@@ -121,6 +121,12 @@ def _kind(q: Tensor, activation: str) -> Any:
     return sigmoid.FAST if ampere and q.dtype != torch.float32 else sigmoid.PLAIN
 
 
+def _strides(x: Tensor) -> tuple[int | None, ...]:
+    """In elements; a fifth entry where an offset inside a tile, of at most 256 rows and columns, may exceed 32 bits."""
+    strides = x.stride()
+    return strides if 256 * (strides[2] + strides[3]) < 2**31 else (*strides, None)
+
+
 def _tiles(length: int, block: int) -> int:
     return -(-length // block)
 
@@ -133,7 +139,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     with _on(q):
         call.launch(
             forward_kernel, "forward", lambda c: _tiles(q.shape[2], c.block_m) * q.shape[1] * q.shape[0],
-            q, k, v, *call.vectors, out, q.stride(), k.stride(), v.stride(), out.stride(), SHIFT=call.shift,
+            q, k, v, *call.vectors, out, *(_strides(x) for x in (q, k, v, out)), SHIFT=call.shift,
         )  # fmt: skip
     return out
 
@@ -151,7 +157,7 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tupl
         programs = batch * q_heads * _tiles(q_len, 16)  # no configuration has smaller tiles
         partial = torch.zeros(2 * programs, dtype=torch.float32, device=q.device)
     shared = (grad, q, k, v, *call.vectors, scale)
-    strides = (grad.stride(), q.stride(), k.stride(), v.stride())
+    strides = [_strides(x) for x in (grad, q, k, v)]
     programs = 0
 
     def query_tiles(config: TritonConfig) -> int:
@@ -160,10 +166,10 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tupl
         return programs
 
     with _on(q):
-        call.launch(query_gradient_kernel, "query_gradient", query_tiles, *shared, dq, partial, *strides, dq.stride())
+        call.launch(query_gradient_kernel, "query_gradient", query_tiles, *shared, dq, partial, *strides, _strides(dq))
         call.launch(
             key_gradients_kernel, "key_gradients", lambda c: _tiles(k.shape[2], c.block_n) * k.shape[1] * batch,
-            *shared, dk, dv, *strides, dk.stride(), dv.stride(), SHIFT=call.shift,
+            *shared, dk, dv, *strides, _strides(dk), _strides(dv), SHIFT=call.shift,
         )  # fmt: skip
     if partial is None:
         return dq, dk, dv, torch.zeros(2, q_heads, dtype=per_head_dtype(q), device=q.device)

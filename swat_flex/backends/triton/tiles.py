@@ -19,6 +19,14 @@ def head_of(x, strides, i_b, i_h):
 
 
 @triton.jit
+def tile_offsets(o_r, o_d, strides):
+    """Of the elements of a tile from its first, `[R, D]`; in 64 bits where the strides come with a fifth entry."""
+    if len(strides) > 4:
+        o_r, o_d = o_r.to(tl.int64), o_d.to(tl.int64)
+    return o_r[:, None] * strides[2] + o_d[None, :] * strides[3]
+
+
+@triton.jit
 def load_rows(p, first, at, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr, EDGE: tl.constexpr):
     """Rows first … first + ROWS of a head, `[ROWS, BD]`; 0 past column DIM and, with EDGE, from `limit` on.
 
@@ -28,7 +36,7 @@ def load_rows(p, first, at, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl
         return p.load([at[0], at[1], first, 0]).reshape(ROWS, BD)
     else:  # noqa: RET505
         o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
-        p = p + (tl.zeros([], tl.int64) + first) * at[2] + (o_r[:, None] * at[2] + o_d[None, :] * at[3])
+        p = p + (tl.zeros([], tl.int64) + first) * at[2] + tile_offsets(o_r, o_d, at)
         if EDGE:
             m = (first + o_r < limit)[:, None]
             if DIM != BD:
@@ -43,7 +51,7 @@ def load_rows(p, first, at, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl
 def store_rows(p, x, first, strides, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr):
     """Write `[ROWS, BD]` to rows first … of the head at `p`, in its dtype; rows from `limit` on are not."""
     o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
-    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + (o_r[:, None] * strides[2] + o_d[None, :] * strides[3])
+    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + tile_offsets(o_r, o_d, strides)
     tl.store(p, x.to(p.dtype.element_ty), mask=(first + o_r < limit)[:, None] & (o_d < DIM)[None, :])
 
 
