@@ -1,4 +1,4 @@
-"""Tile sizes of the kernels."""
+"""Tile sizes of the kernels: the defaults, and what the tuner may try."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class TritonConfig:
     block_n: int
     warps: int
     stages: int
+
+    def is_valid(self) -> bool:
+        """Tiles that a matrix product takes, of which a warp has at least one instruction's rows."""
+        sizes = (self.block_m, self.block_n, self.warps)
+        powers = all(n >= 1 and n & (n - 1) == 0 for n in sizes)
+        return powers and min(sizes[:2]) >= 16 and self.block_m * self.block_n >= 64 * self.warps and self.stages >= 1
 
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
@@ -58,3 +64,12 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[Trit
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
     chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
+
+
+# By field of TritonConfig: the values worth trying.
+VALUES: dict[str, tuple[int | bool, ...]] = {
+    "block_m": (16, 32, 64, 128, 256),
+    "block_n": (16, 32, 64, 128, 256),
+    "warps": (2, 4, 8, 16),
+    "stages": (1, 2, 3, 4, 5),
+}
