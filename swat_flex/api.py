@@ -68,7 +68,7 @@ def flex_swat(
 
     Source: SWAT, arXiv 2502.18845, Eq. 5.
     """
-    q, k, v, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    q, k, v, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     call = _call(q, k, v, slopes, logit_bias, document_ids, problem) if backend == "auto" else None
     choice = dispatch.choose(problem, backend, call)
     if choice.backend == "naive":
@@ -120,7 +120,7 @@ def explain(
     >>> print(explain(*torch.randn(3, 1, 8, 1024, 64).unbind(), window=256))  # doctest: +ELLIPSIS
     banded: ...
     """
-    *_, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    *_, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     call = _call(q, k, v, slopes, logit_bias, document_ids, problem)
     choice = dispatch.choose(problem, backend, call if backend == "auto" else None)
     others = {
@@ -162,7 +162,7 @@ def _call(
     return Call.of(q, k, v, slopes, logit_bias, document_ids, problem.window, activation, backward)
 
 
-def _describe(
+def describe(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -27,6 +27,7 @@ ARROWS = {
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
+    "tuning": {"api", "backends", "dispatch", "inspection", "positions", "problem", "testing", "winners"},
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}
 
