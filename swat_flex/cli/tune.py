@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -14,7 +15,7 @@ from rich.table import Table
 from swat_flex.cli import machine, options, screen
 
 if TYPE_CHECKING:
-    from autotune import Event
+    from autotune import Event, Timing
     from swat_flex.tuning.plan import Planned
     from swat_flex.tuning.results import Outcome, Tuned
     from swat_flex.tuning.spec import Spec
@@ -39,6 +40,7 @@ def tune(
     preset: Annotated[str, typer.Option("--preset", help="train-7b, decode, paper-340m or all.")] = "",
 ) -> None:
     """Measure what runs fastest on this machine and remember it: every process uses it from then on."""
+    started = time.monotonic()
     options.one_of("--backend", backend, BACKENDS)
     if not seconds > 0:
         raise typer.BadParameter(f"expected a positive number, got {seconds:g}", param_hint="--seconds")
@@ -63,7 +65,7 @@ def tune(
     planned = plan(jobs, seconds)
     _print_plan(planned, seconds, console)
     with _Screen(console, planned) as live:
-        tuned = hold(planned, seconds, live.follow, live.finish)
+        tuned = hold(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
     _print_results(tuned, console)
     if tuned.interrupted:
         raise typer.Exit(130)
@@ -132,7 +134,6 @@ class _Screen:
     def __init__(self, console: Console, planned: list[Planned]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[best]}"), console=console)
-        self._default: dict[int, float] = {}
         self._tasks: dict[int, Any] = {}
 
     def __enter__(self) -> _Screen:
@@ -148,11 +149,8 @@ class _Screen:
             self._tasks[at] = self._progress.add_task(item.job.tunable, total=item.candidates, best="")
         task = self._tasks[at]
         self._progress.update(task, completed=event.done, total=max(event.planned, event.done))
-        if event.kind == "measured" and event.timing is not None and at not in self._default:
-            self._default[at] = event.timing.median_ms  # the default is always the first
         if event.kind == "best" and event.timing is not None:
-            faster = self._default[at] / event.timing.median_ms
-            self._progress.update(task, best=f"best {event.timing.median_ms:.4g} ms, {faster:.2f}x the default's speed")
+            self._progress.update(task, best=f"best {event.timing.median_ms:.4g} ms: {event.config}")
 
     def finish(self, outcome: Outcome) -> None:
         if outcome.result is None or outcome.entry is None:
@@ -176,3 +174,7 @@ def _print_results(tuned: Tuned, console: Console) -> None:
     console.print(table)
     console.print(f"\n{str(tuned).splitlines()[-1]}", soft_wrap=True)
     console.print("python -m autotune --app swat_flex list shows them all", soft_wrap=True)
+
+
+def _ms(timing: Timing | None) -> str:
+    return "failed" if timing is None else f"{timing.median_ms:.4g} ±{timing.spread:.0%}"

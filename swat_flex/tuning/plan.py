@@ -104,4 +104,5 @@ def _call_seconds(job: Job, seconds: float) -> float:
     run()
     start = time.perf_counter()
     run()
-    return time.perf_counter() - start
+    run()
+    return (time.perf_counter() - start) / 2

@@ -26,13 +26,12 @@ OnEvent = Callable[[Planned, Event[Any]], object]
 def hold(
     planned: Sequence[Planned], seconds: float, on_event: OnEvent, on_outcome: Callable[[Outcome], object]
 ) -> Tuned:
-    """Search each in turn, `seconds` together with the planning before; what one does not use of its time goes to those after it.
+    """Search each in turn; what one does not use of its time goes to those after it.
 
     Later searches of a problem run with the winners of the earlier. After Ctrl-C nothing more is searched, and what was
     measured is kept.
     """
     started, waiting = time.monotonic(), list(planned)
-    seconds -= sum(3 * item.call_seconds for item in planned)  # what planning took
     outcomes: list[Outcome] = []
     settings: dict[tuple[str, int], Any] = {}
     interrupted = False
@@ -89,7 +88,7 @@ def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
 def _budget(item: Planned) -> Budget:
     """Time for trying candidates: what the final comparison, and the round in progress, will need is set aside."""
     sample = max(item.call_seconds, SAMPLE_SECONDS)
-    exploring = max(0.9 * item.seconds - (FINAL + CALLS + FINALISTS) * sample, item.seconds / 20, 0.01)
+    exploring = max(item.seconds - 1.3 * (FINAL + CALLS + FINALISTS) * sample, item.seconds / 20, 0.01)
     return Budget(seconds=exploring, trials=max(2, item.candidates))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -59,6 +60,7 @@ def tune(
         TypeError, ValueError: as `flex_swat`; also float64 and the hardware tanh, which have nothing to be checked by.
         NotImplementedError: a backend asked for by name that cannot run the call.
     """
+    started = time.monotonic()
     from dataclasses import replace
 
     from swat_flex.tuning.plan import jobs_of, plan
@@ -73,4 +75,5 @@ def tune(
     if backward is not None:
         problem = replace(problem, needs_grad=backward)
     spec = Spec(problem, str(q.device), None if document_ids is None else document_ids.detach().cpu())
-    return hold(plan(jobs_of(spec, backend, seconds), seconds), seconds, lambda *_: None, lambda _: None)
+    planned = plan(jobs_of(spec, backend, seconds), seconds)
+    return hold(planned, seconds - (time.monotonic() - started), lambda *_: None, lambda _: None)
