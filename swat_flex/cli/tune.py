@@ -59,11 +59,11 @@ def tune(
             jobs += jobs_of(spec, backend, seconds)
         except (ValueError, NotImplementedError) as error:
             raise typer.BadParameter(str(error), param_hint="--backend") from error
-    if not jobs:
-        console.print("Nothing to tune here.")
-        raise typer.Exit(1)
-    planned = plan(jobs, seconds)
+    planned = plan(jobs, seconds) if jobs else []
     _print_plan(planned, seconds, console)
+    if all(item.refusal for item in planned):
+        console.print("Nothing to tune here: take a smaller --shape, or more --seconds.")
+        raise typer.Exit(1)
     with _Screen(console, planned) as live:
         tuned = hold(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
     _print_results(tuned, console)
@@ -120,7 +120,8 @@ def _print_plan(planned: list[Planned], seconds: float, console: Console) -> Non
     for item in planned:
         count = "-" if item.refusal else f"{item.candidates} of {item.size}"
         table.add_row(item.job.tunable, str(item.job.spec), count, "-" if item.refusal else f"{item.estimate:.0f} s")
-    console.print(table)
+    if planned:
+        console.print(table)
     for item in planned:
         if item.refusal:
             console.print(f"left out: {item.job.tunable}, {item.job.spec}: {item.refusal}")
