@@ -32,7 +32,7 @@ CASES = {
         "softmax": RUN | {"head_dim": 32, "value_dim": 16, "window": [40, 20], "softmax": True, "seed": 1},
         "documents": RUN | {"head_dim": 16, "value_dim": 16, "documents": True, "seed": 2},
         "contiguous": RUN | TUNED | {"config": {"contiguous": True, "mask_block": 64}},
-        "rows_safe": RUN | TUNED | {"config": {"rows_safe": True}, "window": [None, 0], "length": 256},
+        "rows_safe": RUN | TUNED | {"config": {"rows_safe": True}, "window": [None, 0], "length": 256, "softmax": True},
         "prescale": RUN | TUNED | {"config": {"prescale": True}, "slopes": False, "softmax": True, "window": 70},
         "tma": COUNTED
         | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"}

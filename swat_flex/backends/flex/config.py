@@ -66,19 +66,20 @@ class FlexConfig:
         chosen = {name: True for name, on in switches.items() if on}
         return {"BACKEND": "TRITON", "FLOAT32_PRECISION": "'ieee'", **sizes, **chosen}
 
-    def fitting(self, window: Window, q_len: int, kv_len: int, documents: bool) -> FlexConfig:
+    def fitting(self, window: Window, q_len: int, kv_len: int, documents: bool, softmax: bool) -> FlexConfig:
         """Without the switches that would be wrong for these lengths."""
-        safe = self.rows_safe and rows_are_safe(window, q_len, kv_len, documents)
+        safe = self.rows_safe and softmax and not documents and rows_are_safe(window, q_len, kv_len)
         return replace(self, rows_safe=safe, contiguous=self.contiguous and not documents)
 
 
-def rows_are_safe(window: Window, q_len: int, kv_len: int, documents: bool) -> bool:
+def rows_are_safe(window: Window, q_len: int, kv_len: int) -> bool:
     """Whether the first keys visited hold a visible one for every row of a tile, those beyond the last query included.
 
-    A window's left edge hides them from the last rows: −∞ − (−∞) there is NaN. So plain causal attention alone.
+    A window's left edge hides them from the last rows: −∞ − (−∞) there is NaN. So plain causal attention alone, and its
+    softmax alone: log σ(x) is −∞ itself below −88, where steep slopes lead.
     """
     unbounded = window.left is None or window.left >= kv_len
-    return unbounded and window.right == 0 and not documents and q_len % TILE == 0 == kv_len % TILE
+    return unbounded and window.right == 0 and q_len % TILE == 0 == kv_len % TILE
 
 
 # By dtype and the larger head dimension, rounded up. All fit the 99 KiB of shared memory of the smallest GPUs; those of
@@ -107,18 +108,20 @@ def choices(problem: SwatProblem) -> Mapping[str, Sequence[int | bool]]:
     PRESCALE_QK hands a score modifier its scores in units of log2 e, which only an unmodified score survives.
     """
     default = choose(problem.head_dim, problem.value_dim, problem.dtype)
+    single = problem.dtype == torch.float32  # no tensor cores: small tiles, nothing to prefetch
+    sizes, stages, tma = ((16, 32, 64), (1, 2), (False,)) if single else ((32, 64, 128), (2, 3, 4), (False, True))
     values: dict[str, Sequence[int | bool]] = {
-        "block_m": (16, 32, 64, 128),
-        "block_n": (16, 32, 64, 128),
+        "block_m": sizes,
+        "block_n": sizes,
         "warps": (4, 8),
-        "stages": (1, 2, 3, 4),
-        "backward_m": (16, 32, 64, 128),
-        "backward_n": (16, 32, 64, 128),
+        "stages": stages,
+        "backward_m": sizes,
+        "backward_n": sizes,
         "backward_warps": (4, 8),
-        "backward_stages": (1, 2, 3),
+        "backward_stages": stages[:2],
         "mask_block": (TILE, TILE // 2),
-        "tma": (False, True),
-        "backward_tma": (False, True),
+        "tma": tma,
+        "backward_tma": tma,
         "contiguous": (False,) if problem.has_documents else (False, True),
         "rows_safe": (False, True) if _may_be_safe(problem) else (False,),
         "prescale": (False, True) if _is_unmodified(problem) else (False,),
@@ -129,7 +132,8 @@ def choices(problem: SwatProblem) -> Mapping[str, Sequence[int | bool]]:
 
 
 def _may_be_safe(problem: SwatProblem) -> bool:
-    return problem.window.left is None and problem.window.right == 0 and not problem.has_documents
+    causal = problem.window.left is None and problem.window.right == 0
+    return causal and problem.activation == "softmax" and not problem.has_documents
 
 
 def _is_unmodified(problem: SwatProblem) -> bool:

@@ -166,7 +166,7 @@ def _on_cuda(
         activation = "softmax" if softmax else "sigmoid"
         call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation, backward)
         config = winners.lookup(FLEX, call) or config
-        config = config.fitting(window, q_len, kv_len, document_ids is not None)
+        config = config.fitting(window, q_len, kv_len, document_ids is not None, softmax)
     q = _padded(q, q_len, max(16, head_dim))
     k, v = _padded(k, kv_len, max(16, head_dim)), _padded(v, kv_len, max(16, value_dim))
     out = _run(q, k, v, slopes, logit_bias, document_ids, window, (q_len, kv_len), scale, softmax, config)

@@ -24,10 +24,10 @@ class TritonConfig:
     stages: int
 
     def is_valid(self) -> bool:
-        """Tiles that a matrix product takes, of which a warp has at least one instruction's rows."""
-        sizes = (self.block_m, self.block_n, self.warps)
-        powers = all(n >= 1 and n & (n - 1) == 0 for n in sizes)
-        return powers and min(sizes[:2]) >= 16 and self.block_m * self.block_n >= 64 * self.warps and self.stages >= 1
+        """Tiles that a matrix product takes, with 2 to 128 scores per thread: half of its registers at most."""
+        powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_m, self.block_n, self.warps))
+        scores = self.block_m * self.block_n / (32 * self.warps)
+        return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
 
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
