@@ -22,7 +22,7 @@ from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import Job, SwatTask
 
-FEW = {"block": (16, 32, 48), "tile": (2**20,), "segment": (16,)}
+FEW = {"block": (32, 48, 80), "tile": (2**20,), "segment": (16,)}
 PROBLEM = dataclasses.replace(SwatProblem.of_self_attention(2, 200, 16, torch.float32, "cpu", 64), needs_grad=False)
 SHAPE = ("--shape", "1,2,2,200,16", "--window", "64")
 
