@@ -154,7 +154,7 @@ class _Screen:
             self._progress.update(task, best=f"best {event.timing.median_ms:.4g} ms: {event.config}")
 
     def finish(self, outcome: Outcome) -> None:
-        if outcome.result is None or outcome.entry is None:
+        if outcome.result is not None and outcome.entry is None:  # what was left out, the plan has said
             self._progress.console.print(f"{outcome.name}, {outcome.shape}: {outcome.note}")
 
 

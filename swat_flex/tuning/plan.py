@@ -50,7 +50,7 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
 
     Raises:
         NotImplementedError: a backend asked for by name that cannot run the problem.
-        ValueError: a problem that cannot be checked.
+        ValueError: a problem that cannot be checked, or a backend without anything to tune.
     """
     problem = spec.problem
     if problem.activation == "tanh-sigmoid" or problem.dtype == torch.float64:
@@ -70,6 +70,8 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
         candidates = [backend]
     names = [name for name in candidates if name in dispatch.BACKENDS]
     jobs = [Job(t.name, name, spec) for name in names for t in dispatch.BACKENDS[name].tunables(problem)]
+    if not jobs:
+        raise ValueError(f"backend: expected one that has something to tune on {problem.device_type}, got {backend!r}")
     return [*jobs, Job(dispatch.BACKEND.name, "auto", spec)] if len(candidates) > 1 else jobs
 
 
@@ -82,16 +84,23 @@ def _planned(job: Job, seconds: float) -> Planned:
     size = len(job.find().space(job.spec.problem).candidates)
     device = torch.device(job.spec.device)
     if device.type != "cpu":
-        candidates = max(2, min(size, int(seconds / GPU_COMPILE_SECONDS)))
-        return Planned(job, size, candidates, 0.0, seconds, min(seconds, size * GPU_COMPILE_SECONDS))
+        return Planned(
+            job, size, enough_for(size, 0.0, seconds), 0.0, seconds, min(seconds, size * GPU_COMPILE_SECONDS)
+        )
     call = _call_seconds(job, seconds)
     if LEAST * call > seconds:
         refusal = f"one call takes about {call:.2g} s here, a comparison {LEAST} calls; its share is {seconds:.3g} s"
         return Planned(job, size, 0, call, seconds, 0.0, refusal)
-    sample = max(call, SAMPLE_SECONDS)
-    candidates = max(2, min(size, int((seconds - FINAL * sample) / (CALLS * sample))))
-    estimate = min(seconds, (candidates * CALLS + FINAL) * sample)
+    candidates = enough_for(size, call, seconds)
+    estimate = min(seconds, (candidates * CALLS + FINAL) * max(call, SAMPLE_SECONDS))
     return Planned(job, size, candidates, call, seconds, estimate)
+
+
+def enough_for(size: int, call_seconds: float, seconds: float) -> int:
+    """How many of `size` candidates a time is enough for, two at least; those without a call's time compile."""
+    sample = max(call_seconds, SAMPLE_SECONDS)
+    each, last = (CALLS * sample, FINAL * sample) if call_seconds else (GPU_COMPILE_SECONDS, 0.0)
+    return max(2, min(size, int((seconds - last) / each)))
 
 
 def _call_seconds(job: Job, seconds: float) -> float:

@@ -13,7 +13,7 @@ import torch
 from autotune import Budget, Entry, Event, LocalRunner, Result, Runner, WorkerRunner, search
 from autotune.search import FINALISTS
 from swat_flex import dispatch, winners
-from swat_flex.tuning.plan import CALLS, FINAL, SAMPLE_SECONDS, Planned
+from swat_flex.tuning.plan import CALLS, FINAL, SAMPLE_SECONDS, Planned, enough_for
 from swat_flex.tuning.results import Outcome, Tuned
 from swat_flex.tuning.tasks import Job, SwatTask
 
@@ -89,7 +89,7 @@ def _budget(item: Planned) -> Budget:
     """Time for trying candidates: what the final comparison, and the round in progress, will need is set aside."""
     sample = max(item.call_seconds, SAMPLE_SECONDS)
     exploring = max(item.seconds - 1.3 * (FINAL + CALLS + FINALISTS) * sample, item.seconds / 20, 0.01)
-    return Budget(seconds=exploring, trials=max(2, item.candidates))
+    return Budget(seconds=exploring, trials=enough_for(item.size, item.call_seconds, item.seconds))
 
 
 def _keep(entry: Entry) -> bool:

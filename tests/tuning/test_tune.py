@@ -134,6 +134,8 @@ def test_what_would_take_too_long_is_left_out_and_says_so():
         ({"seconds": "10"}, TypeError, "seconds: expected a number, got str"),
         ({"activation": "tanh-sigmoid"}, ValueError, "tune: expected 'sigmoid' or 'softmax'"),
         ({"backend": "triton"}, NotImplementedError, "backend='triton'"),
+        ({"backend": "flex"}, ValueError, "backend: expected one that has something to tune on cpu, got 'flex'"),
+        ({"backend": "naive"}, ValueError, "backend: expected .* got 'naive'"),
         ({"window": 0}, ValueError, "window"),
     ],
 )
