@@ -9,11 +9,13 @@ from swat_flex.positions import (
     document_ids_from_cu_seqlens,
 )
 from swat_flex.reference import naive_swat
+from swat_flex.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Explanation",
+    "Tuned",
     "alibi_slopes",
     "apply_rope",
     "balanced_alibi_slopes",
@@ -22,4 +24,5 @@ __all__ = [
     "explain",
     "flex_swat",
     "naive_swat",
+    "tune",
 ]

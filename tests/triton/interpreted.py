@@ -12,9 +12,8 @@ import torch
 from cases import Case
 from pairwise import pairwise
 
-from swat_flex import flex_swat, naive_swat
-from swat_flex.backends.triton import op
-from swat_flex.backends.triton.config import TritonConfig
+from swat_flex import flex_swat, naive_swat, winners
+from swat_flex.backends.triton import TritonConfig, op
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
@@ -213,17 +212,19 @@ def test_a_dtype_the_interpreter_gets_wrong_is_refused():
         flex_swat(q, q, q, 2, backend="triton")
 
 
-def test_a_device_short_of_shared_memory_gets_smaller_tiles(monkeypatch):
+@pytest.fixture
+def launched(monkeypatch):
+    """The tiles of each launch of the forward, on a device that has no room for more than 32 rows."""
     from triton.runtime.errors import OutOfResources
 
     from swat_flex.backends.triton import forward
 
-    launched = []
+    tiles = []
 
     class Scarce:
         def __getitem__(self, grid):
             def run(*args, **options):
-                launched.append((options["BM"], options["BN"]))
+                tiles.append((options["BM"], options["BN"]))
                 if options["BM"] > 32:
                     raise OutOfResources(200_000, 100_000, "shared memory")
                 real[grid](*args, **options)
@@ -232,11 +233,38 @@ def test_a_device_short_of_shared_memory_gets_smaller_tiles(monkeypatch):
 
     real = forward.forward_kernel
     monkeypatch.setattr(forward, "forward_kernel", Scarce())
+    return tiles
+
+
+def test_a_device_short_of_shared_memory_gets_smaller_tiles(launched):
     case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
     q, k, v = case.tensors()
     out = flex_swat(q, k, v, 30, backend="triton")
     assert launched == [(128, 64), (32, 32)]
     torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
+
+
+def test_a_configuration_in_force_runs_or_fails(launched):
+    """Else a tuner would time the default in the name of what the device has no room for."""
+    from triton.runtime.errors import OutOfResources
+
+    q, k, v = Case(70, 30, 1, 16, dtype="float16", kv_heads=1).tensors()
+    with winners.using({"triton.forward": TritonConfig(64, 16, 4, 1)}), pytest.raises(OutOfResources):
+        flex_swat(q, k, v, 30, backend="triton")
+    with winners.using({"triton.forward": TritonConfig(16, 32, 4, 1)}):
+        out = flex_swat(q, k, v, 30, backend="triton")
+    assert launched == [(64, 16), (16, 32)]
+    torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
+
+
+def test_other_tiles_compute_the_same():
+    case = Case(150, (60, 3), 2, 16, dtype="float32", kv_heads=1, biased=True)
+    config, exact = TritonConfig(16, 64, 4, 1), case.exact()
+    with winners.using({f"triton.{name}": config for name in ("forward", "query_gradient", "key_gradients")}):
+        actual = case.run(flex_swat, backend="triton")
+    for name in exact:
+        error = (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), 1.0)
+        assert error < 2e-5, name
 
 
 def test_operators_pass_torchs_own_check():

@@ -124,12 +124,12 @@ def test_a_target_without_the_accelerator_drops_the_fields(compiled, monkeypatch
     assert [descriptors(kernel) for kernel in compiled(call, capability=80)] == [0, 0, 0]
 
 
-def test_a_configuration_is_valid_where_the_target_has_what_it_asks_for():
+def test_a_configuration_runs_where_the_target_has_what_it_asks_for():
     plain, tma = TritonConfig(64, 64, 4, 2), TritonConfig(64, 64, 4, 2, descriptors=True)
     specialised = TritonConfig(64, 64, 4, 2, warp_specialize=True)
     for target in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942"):
-        assert configs.is_valid("forward", plain, target)
-        assert configs.is_valid("key_gradients", tma, target) == (target in ("sm_90", "sm_100", "sm_120"))
-        assert configs.is_valid("forward", specialised, target) == (target == "sm_100")
-        assert not configs.is_valid("query_gradient", specialised, target)
-    assert not configs.is_valid("forward", TritonConfig(512, 64, 8, 1, descriptors=True), "sm_90")
+        assert configs.runs_on("forward", plain, target)
+        assert configs.runs_on("key_gradients", tma, target) == (target in ("sm_90", "sm_100", "sm_120"))
+        assert configs.runs_on("forward", specialised, target) == (target == "sm_100")
+        assert not configs.runs_on("query_gradient", specialised, target)
+    assert not configs.runs_on("forward", TritonConfig(512, 64, 8, 1, descriptors=True), "sm_90")

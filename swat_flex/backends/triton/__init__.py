@@ -1,4 +1,4 @@
 from swat_flex.backends.triton.config import TritonConfig
-from swat_flex.backends.triton.op import configuration, supports, swat
+from swat_flex.backends.triton.op import configuration, supports, swat, tunables
 
-__all__ = ["TritonConfig", "configuration", "supports", "swat"]
+__all__ = ["TritonConfig", "configuration", "supports", "swat", "tunables"]

@@ -1,4 +1,4 @@
-"""Tile sizes of the kernels."""
+"""Tile sizes of the kernels: the defaults, and what the tuner may try."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ class TritonConfig:
     descriptors: bool = False
     warp_specialize: bool = False
 
+    def is_valid(self) -> bool:
+        """Tiles that a matrix product takes, with 2 to 128 scores per thread: half of its registers at most."""
+        powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_m, self.block_n, self.warps))
+        scores = self.block_m * self.block_n / (32 * self.warps)
+        return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
+
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
 # of each is small enough for every GPU and is what a kernel falls back to where shared memory is short.
@@ -50,7 +56,7 @@ _HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
 _SMALLEST = TritonConfig(32, 32, 4, 1)
 
 
-def is_valid(kernel: Kernel, config: TritonConfig, target: str) -> bool:
+def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
     """Whether a target has what a configuration asks for; a launch drops `descriptors` and `warp_specialize` where not.
 
     Triton's specialiser for Hopper takes neither three loops nor operands by pointer: 3.6 and 3.7 stop with an internal
@@ -79,3 +85,14 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[Trit
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
     chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
+
+
+# By field of TritonConfig: the values worth trying.
+VALUES: dict[str, tuple[int | bool, ...]] = {
+    "block_m": (16, 32, 64, 128, 256),
+    "block_n": (16, 32, 64, 128, 256),
+    "warps": (2, 4, 8, 16),
+    "stages": (1, 2, 3, 4, 5),
+    "descriptors": (False, True),
+    "warp_specialize": (False, True),
+}

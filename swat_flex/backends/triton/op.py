@@ -12,16 +12,19 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swat_flex import winners
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
-from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations, is_valid
+from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations, runs_on
 from swat_flex.backends.triton.descriptors import described, padded
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
+from swat_flex.winners import Call, Tunable
 
 FLOAT16_SHIFT = 15  # weights are rounded times 2¹⁵: the largest, 1, stays below float16's 65,504
 
@@ -46,10 +49,37 @@ def supports(problem: SwatProblem) -> str | None:
 
 
 def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
-    """What a call runs with, kernel by kernel."""
+    """What a call runs with where nothing was measured, kernel by kernel."""
     widest = max(padded(problem.head_dim), padded(problem.value_dim))
     kernels: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
     return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
+
+
+def tunables(problem: SwatProblem) -> tuple[Tunable[TritonConfig], ...]:
+    """What a call of this problem looks up."""
+    return tuple(TUNABLES.values()) if problem.needs_grad else (TUNABLES["forward"],)
+
+
+def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
+    def default(problem: SwatProblem) -> TritonConfig:
+        return configuration(problem)[kernel]
+
+    folder = Path(__file__).parent
+    return Tunable(
+        name=f"triton.{kernel}",
+        config_type=TritonConfig,
+        choices=lambda problem: VALUES,
+        is_valid=TritonConfig.is_valid,
+        default=default,
+        files=tuple(folder / file for file in ("op.py", "sigmoid.py", "tiles.py", "descriptors.py", *files)),
+    )
+
+
+TUNABLES: dict[Kernel, Tunable[TritonConfig]] = {
+    "forward": _tunable("forward", "forward.py"),
+    "query_gradient": _tunable("query_gradient", "backward.py"),
+    "key_gradients": _tunable("key_gradients", "backward.py"),
+}
 
 
 class _Call:
@@ -73,23 +103,33 @@ class _Call:
             "KIND": _kind(q, activation),
         }  # fmt: skip
         self.shift = FLOAT16_SHIFT if q.dtype == torch.float16 else 0
+        self.call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
 
     def launch(self, kernel: Any, name: Kernel, tiles: Callable[[TritonConfig], int], *args: Any, **more: Any) -> None:
         """Run a kernel over `tiles` programs, with the first configuration that the device has room for."""
         from triton.runtime.errors import OutOfResources
 
-        *larger, smallest = configurations(name, max(self.padded), self.q.element_size())
-        for config in (*larger, smallest):
-            launched = config
-            if not is_valid(name, config, _target(self.q)):
+        candidates = self._candidates(name)
+        for config in candidates:
+            launched, special = config, config.descriptors or config.warp_specialize
+            if special and not runs_on(name, config, _target(self.q)):
                 launched = replace(config, descriptors=False, warp_specialize=False)
             given = described(name, launched, args) if launched.descriptors else args
             try:
                 kernel[(tiles(config),)](*given, *self.sizes, **self.constants, **more, **_settings(name, launched))
                 return
             except OutOfResources:
-                if config is smallest:
+                if config is candidates[-1]:
                     raise
+
+    def _candidates(self, name: Kernel) -> tuple[TritonConfig, ...]:
+        """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+        tunable = TUNABLES[name]
+        if (forced := winners.forced(tunable)) is not None:
+            return (forced,)
+        winner = winners.lookup(tunable, self.call)
+        defaults = configurations(name, max(self.padded), self.q.element_size())
+        return defaults if winner is None else (winner, *defaults)
 
 
 def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
