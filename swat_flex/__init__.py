@@ -2,6 +2,7 @@
 
 from swat_flex.api import Explanation, explain, flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
+from swat_flex.nn import SwatAttention, SwatConfig, SwatTransformer
 from swat_flex.positions import (
     alibi_slopes,
     apply_rope,
@@ -16,6 +17,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "RingCache",
+    "SwatAttention",
+    "SwatConfig",
+    "SwatTransformer",
     "alibi_slopes",
     "apply_rope",
     "balanced_alibi_slopes",

@@ -24,6 +24,7 @@ ARROWS = {
     "dispatch": {"problem", "window", "backends"},
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
     "decode": {"validation", "problem", "positions", "backends", "api"},
+    "nn": {"api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
