@@ -100,7 +100,7 @@ class Trainer:
             FloatingPointError: a loss that is not finite; the checkpoints stay as they were.
         """
         self._began = time.perf_counter() - self.seconds
-        window = _Window(self)
+        window = _Window()
         while True:
             self.seconds, stopping = self.ranks.agree(time.perf_counter() - self._began, float(self.stopping))
             share = self.training.progress(self.step, self.seconds)
@@ -108,10 +108,12 @@ class Trainer:
                 break
             window.add(self._train_step(self.training.rate(self.step, share)))
             window.report(self, listener)
+            paused = time.perf_counter()
             if self.step % self.training.eval_every == 0:
                 self._evaluate_and_tell(listener)
             if self.step % self.training.save_every == 0:
                 self._save_and_tell(listener, window)
+            window.since += time.perf_counter() - paused
         if self.step % self.training.eval_every:
             self._evaluate_and_tell(listener)
         if self.step % self.training.save_every:
@@ -233,10 +235,10 @@ class Trainer:
 class _Window:
     """Losses since the last report."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self) -> None:
         self.losses: list[Tensor] = []
         self.last: Tensor | None = None
-        self.since, self.first_step, self.began = time.perf_counter(), trainer.step, trainer.seconds
+        self.since = time.perf_counter()  # less what evaluations and checkpoints took
 
     def add(self, loss: Tensor) -> None:
         self.losses.append(loss)
