@@ -7,7 +7,7 @@ from torch import Tensor
 
 from swat_flex import validation
 from swat_flex.api import flex_swat
-from swat_flex.backends import banded
+from swat_flex.backends import banded, triton
 from swat_flex.decode.ring import RingCache, kept_first, take_tokens
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Activation, Backend, Slopes
@@ -63,7 +63,7 @@ def swat_decode(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    decode = banded.decode
+    decode = triton.swat_decode if triton.decodes(q.device.type) else banded.swat_decode
     return decode(
         q, cache.keys, cache.values, cache.length, slopes_of(slopes, heads, q), logit_bias, cache.window, scale
     )
