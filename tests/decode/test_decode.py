@@ -277,6 +277,28 @@ def test_a_thousand_compiled_steps_are_one_graph(masked):
     assert cache.nbytes == nbytes
 
 
+def test_a_compiled_step_writes_the_ring_in_place():
+    """Inductor makes no copy of it: the code it generates allocates nothing of a ring's size."""
+    from torch._inductor.utils import run_and_get_code  # private: what torch.compile generated
+
+    torch._dynamo.reset()
+    cache, new = RingCache(2, 2, 16, 8), torch.randn(3, 2, 2, 1, 8).unbind()
+    with torch.inference_mode():
+        for mask in (None, torch.tensor([[True], [False]])):
+            _, (code, *_) = run_and_get_code(torch.compile(step, fullgraph=True), *new, cache, mask)
+            assert "banded_decode" in code
+            assert "= empty_strided_cpu((2, 2, 16, 8)" not in code
+
+
+def test_chunks_of_the_ring_add_up(monkeypatch):
+    q, k, v = inputs(700, dtype=torch.bfloat16, batch=4)
+    cache = cache_for(k, v, 500, queries=3)
+    cache.append(k, v)
+    whole = swat_decode(q[:, :, -3:], cache)
+    monkeypatch.setattr(plain, "CHUNK", 0)  # the least: 64 slots
+    torch.testing.assert_close(swat_decode(q[:, :, -3:], cache), whole)
+
+
 def test_a_compiled_prompt_in_chunks_is_few_graphs():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -355,12 +377,23 @@ GOOD = torch.zeros(2, 4, 2, 16)
         (GOOD, {"slopes": torch.zeros(2)}, ValueError, "slopes: expected shape [Hq] = [4], got [2]"),
         (GOOD, {"scale": "1"}, TypeError, "scale: expected a float or None, got str"),
         (GOOD, {"logit_bias": [1]}, TypeError, "logit_bias: expected a float, a torch.Tensor or None, got list"),
+        (GOOD, {"backend": "flex"}, ValueError, "backend: expected one of 'auto', 'triton', 'banded', got 'flex'"),
         (GOOD, {"cache": None}, TypeError, "cache: expected a RingCache, got NoneType"),
     ],
 )
 def test_what_cannot_be_decoded_is_said(q, options, error, words):
     with pytest.raises(error, match=re.escape(words)):
         swat_decode(q, **{"cache": RingCache(2, 2, 4, 16, queries=3)} | options)
+
+
+def test_a_backend_asked_for_by_name_runs_or_says_why_not():
+    q, k, v = inputs(5)
+    cache = cache_for(k, v, 4)
+    cache.append(k, v)
+    expected = swat_decode(q[:, :, -1:], cache)
+    assert torch.equal(swat_decode(q[:, :, -1:], cache, backend="banded"), expected)
+    with pytest.raises(NotImplementedError, match=r"backend='triton': (the kernels need a GPU|triton is not)"):
+        swat_decode(q[:, :, -1:], cache, backend="triton")
 
 
 def test_a_chunk_whose_lengths_differ_is_refused():

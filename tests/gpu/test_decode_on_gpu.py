@@ -15,18 +15,19 @@ def inputs(length, dtype, batch=2, heads=2, group=4, head_dim=64, value_dim=64):
     return q, k, torch.randn(batch, heads, length, value_dim).to(dtype)
 
 
-def step(q, k, v, cache):
+def step(q, k, v, cache, backend="triton"):
     cache.append(k, v)
-    return swat_decode(q, cache)
+    return swat_decode(q, cache, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["banded", "triton"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("queries", [1, 4, 16])
 @pytest.mark.parametrize(
     ("window", "group", "head_dim", "value_dim"),
     [(100, 1, 64, 64), (1024, 4, 128, 128), (333, 8, 40, 24), (2000, 1, 256, 256)],
 )
-def test_prompt_and_steps_are_the_full_forward(window, group, head_dim, value_dim, queries, dtype):
+def test_prompt_and_steps_are_the_full_forward(window, group, head_dim, value_dim, queries, dtype, backend):
     length = window + 5 * queries
     q, k, v = inputs(length, dtype, group=group, head_dim=head_dim, value_dim=value_dim)
     cache = RingCache(2, 2, window, head_dim, value_dim, dtype, "cuda", queries=queries)
@@ -34,7 +35,8 @@ def test_prompt_and_steps_are_the_full_forward(window, group, head_dim, value_di
     prompt = length - 3 * queries
     swat_prefill(*(x[:, :, :prompt] for x in on_gpu), cache, backend="banded")
     rows = [
-        step(*(x[:, :, first : first + queries] for x in on_gpu), cache) for first in range(prompt, length, queries)
+        step(*(x[:, :, first : first + queries] for x in on_gpu), cache, backend)
+        for first in range(prompt, length, queries)
     ]
     new = q[:, :, prompt:]
     exact, rough = (f(new, k, v, window) for f in (exact_swat, rough_swat))
@@ -50,7 +52,7 @@ def test_mixed_lengths_repeat_to_the_bit_and_read_live_slots_alone(batch):
     kept = torch.arange(700, device="cuda") < torch.randint(0, 701, (batch, 1), device="cuda")
     for cache in caches:
         cache.append(k, v, kept)
-    first, second = (swat_decode(q[:, :, :3], cache) for cache in caches)
+    first, second = (swat_decode(q[:, :, :3], cache, backend="triton") for cache in caches)
     assert torch.equal(first, second)
     assert first.isfinite().all()
 
@@ -102,7 +104,8 @@ def test_nothing_waits_for_the_device():
     def everything():
         swat_prefill(q, k, v, cache, mask=mask, backend="banded")
         cache.append(k, v, mask)
-        step(*new, cache)
+        for backend in ("triton", "banded"):
+            step(*new, cache, backend)
         cache.reorder(index)
         cache.reset(rows)
 

@@ -1,13 +1,14 @@
 """The decode kernels' numerics, run by Triton's interpreter on CPU tensors: see test_numerics.py, which starts this
 file. Rings and scratch hold NaN wherever nothing was written."""
 
+import copy
 import os
 
 import pytest
 import torch
 from pairwise import pairwise
 
-from swat_flex import RingCache
+from swat_flex import RingCache, swat_decode
 from swat_flex.backends import banded, triton
 from swat_flex.backends.triton import decode_op
 from swat_flex.backends.triton.config import DecodeConfig
@@ -114,6 +115,26 @@ def test_a_split_of_any_size_is_the_same_sum(monkeypatch):
     for splits in (1, 2, 7, 17, 40):  # more than there are tiles of keys, more than one tile of parts
         split(monkeypatch, splits)
         torch.testing.assert_close(run(triton, q, cache, options), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_it_runs_when_asked_for_by_name():
+    q, cache, options, *_ = a_step()
+    assert torch.equal(swat_decode(q, cache, scale=0.25, backend="triton", **options), run(triton, q, cache, options))
+    with pytest.raises(NotImplementedError, match="bfloat16"):
+        swat_decode(q.bfloat16(), cache.bfloat16(), backend="triton")
+
+
+def test_it_compiles_inside_a_users_graph():
+    q, cache, options, (k, v), _ = a_step(window=40)
+
+    def step(q, k, v, cache):
+        cache.append(k, v)
+        return swat_decode(q, cache, backend="triton", **options)
+
+    twin = copy.deepcopy(cache)
+    new = k[:, :, :3], v[:, :, :3]
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)(q, *new, cache)
+    torch.testing.assert_close(compiled, step(q, *new, twin))
 
 
 def test_two_runs_are_equal_to_the_bit():

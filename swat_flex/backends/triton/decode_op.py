@@ -9,14 +9,9 @@ from torch import Tensor
 
 from swat_flex.backends.operator import define_decode, empty_output
 from swat_flex.backends.triton.config import DecodeConfig, decode_configurations
-from swat_flex.backends.triton.op import _INSTALLED, FLOAT16_SHIFT, _kind, _on, padded
+from swat_flex.backends.triton.op import FLOAT16_SHIFT, _kind, _on, padded
 
 MAX_ROWS = 64  # queries of one program: those of a group beyond read its keys again
-
-
-def decodes(device_type: str) -> bool:
-    """Whether `decode` runs on such devices here."""
-    return _INSTALLED and device_type == "cuda"
 
 
 def row_tile(rows: int) -> int:
