@@ -223,12 +223,12 @@ def test_the_tail_of_the_sigmoid_is_exact(logit, dtype):
 
 
 def test_gradients_flow_through_a_chunk_and_not_through_the_cache():
-    """Also past padding that is NaN."""
+    """Also past padding and past empty slots that are NaN."""
     q, k, v = (x.double() for x in inputs(20))
     mask = torch.rand(2, 20) < 0.7
     padded = [x.masked_fill(~mask[:, None, :, None], float("nan")).requires_grad_() for x in (q, k, v)]
     cache = cache_for(k, v, 6)
-    cache.append(k, v)
+    cache.append(torch.full_like(k, float("nan")), torch.full_like(v, float("nan")))
     cache.reset()
     gradients = torch.autograd.grad(swat_prefill(*padded, cache, mask=mask).square().sum(), padded)
     for row in range(2):

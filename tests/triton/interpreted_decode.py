@@ -137,6 +137,15 @@ def test_it_compiles_inside_a_users_graph():
     torch.testing.assert_close(compiled, step(q, *new, twin))
 
 
+def test_steep_slopes_over_wide_windows_keep_the_digits_of_near_keys():
+    """Distances from the tile, not from the oldest key: 0.5·6,000 would leave float32 logits four decimals."""
+    q, cache, options, (k, v), counts = a_step(window=6000, dtype=torch.float32, queries=(1, 1))
+    options = {"slopes": torch.linspace(-0.5, -0.4, 6), "logit_bias": None}
+    exact = full(exact_swat, q, (k, v), counts, cache.window, options, 1)
+    error = (run(triton, q, cache, options).double() - exact).norm() / exact.norm()
+    assert error < 1e-6
+
+
 def test_two_runs_are_equal_to_the_bit():
     q, cache, options, *_ = a_step()
     assert torch.equal(run(triton, q, cache, options), run(triton, q, cache, options))

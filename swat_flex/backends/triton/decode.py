@@ -28,7 +28,7 @@ def decode_kernel(
     q, keys, values, length, slopes, logit_bias, out, q_strides, k_strides, v_strides, out_strides, split_stride,
     tokens, slots, window, scale, kv_heads, group, splits,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    ONE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out_i = Σ σ(scale·⟨q_i, k_j⟩ + slope·(i − j) + bias) v_j over 0 ≤ i − j < window and one split of the keys.
 
@@ -36,7 +36,7 @@ def decode_kernel(
     key head, and one split of its live keys, each of which it reads once.
     Reads: live slots alone; length `[B]` int64.
     Writes: each row of its part of out once, also where its split is empty; sums in float32, in out's dtype.
-    Needs: strides in elements, order b h l d; split_stride elements from one part of out to the next.
+    Needs: strides in elements, order b h l d; split_stride elements from one part of out to the next; ONE = T is 1.
     """
     tiles = tl.cdiv(group * tokens, BM)
     i_s, i_rest = tl.program_id(0) % splits, tl.program_id(0) // splits
@@ -72,12 +72,14 @@ def decode_kernel(
         v = _load_slots(p_v, slot, v_strides, j < live, DV, BDV)  # [BN, BDV]
         y = product(queries, tl.trans(k)) * factor  # [BM, BN]
         if HAS_SLOPES:
-            y += (position * slope + bias)[:, None] - j.to(tl.float32)[None, :] * slope[:, None]
+            # From this tile on, so that near keys have small numbers and all their digits.
+            y += ((position - n) * slope + bias)[:, None] - o_n.to(tl.float32)[None, :] * slope[:, None]
         else:
             y += bias[:, None]
         w = sigmoid(y, SHIFT, KIND, False)
-        distance = position[:, None] - j[None, :]
-        w = tl.where((distance >= 0) & (distance < window) & (j < live)[None, :], w, 0.0)
+        if not ONE:  # a single query sees every live key; at live and beyond the values are 0
+            distance = position[:, None] - j[None, :]
+            w = tl.where(distance.to(tl.uint32) < tl.cast(window, tl.uint32), w, 0.0)  # 0 ≤ distance < window
         acc = product(w.to(v.dtype), v, acc)
     if SHIFT != 0:
         acc *= 2.0**-SHIFT

@@ -74,7 +74,7 @@ def _launch(config: DecodeConfig, inputs: tuple[Any, ...], window: int, scale: f
     kernels.decode_kernel[grid](
         *inputs, parts, *strides, out.numel(), tokens, slots, window, scale, kv_heads, q_heads // kv_heads,
         config.splits, D=head_dim, BD=padded(head_dim), **dims, SHIFT=FLOAT16_SHIFT if q.dtype == torch.float16 else 0,
-        KIND=_kind(q, "sigmoid"), BM=tile, BN=config.block_n, STAGES=config.stages,
+        KIND=_kind(q, "sigmoid"), ONE=tokens == 1, BM=tile, BN=config.block_n, STAGES=config.stages,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if config.splits > 1:

@@ -48,7 +48,7 @@ def compile_decode(problem: SwatProblem, target: str, *, config: DecodeConfig | 
         "D": problem.head_dim, "DV": problem.value_dim, "BD": padded(problem.head_dim),
         "BDV": padded(problem.value_dim), "SHIFT": FLOAT16_SHIFT if element == "fp16" else 0,
         "KIND": (sigmoid.PLAIN if amd or element == "fp32" else sigmoid.FAST).value,
-        "BM": row_tile(group * problem.q_len), "BN": config.block_n, "STAGES": config.stages,
+        "ONE": problem.q_len == 1, "BM": row_tile(group * problem.q_len), "BN": config.block_n, "STAGES": config.stages,
     }  # fmt: skip
     pointers = {"q": f"*{element}", "keys": f"*{element}", "values": f"*{element}", "length": "*i64",
                 "out": "*fp32" if config.splits > 1 else f"*{element}"}  # fmt: skip
