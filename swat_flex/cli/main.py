@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import demo, info, inspect, show, tune
+from swat_flex.cli import demo, generate, info, inspect, show, train, tune
 
 
 class _Commands(TyperGroup):
@@ -28,6 +28,8 @@ app.command()(info.info)
 app.command()(inspect.inspect)
 app.command()(show.show)
 app.command()(tune.tune)
+app.command()(train.train)
+app.command()(generate.generate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -39,7 +39,7 @@ _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  #
 
 
 @contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
+def exact_products(device_type: str) -> Iterator[None]:
     """IEEE float32 products and no autocast inside the operator, whatever holds outside."""
     matmul = {"cuda": torch.backends.cuda.matmul, "cpu": _CPU_MATMUL}.get(device_type)
     allowed = "ieee" if matmul is None else matmul.fp32_precision
@@ -67,7 +67,7 @@ def _forward(
     call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
     config = winners.lookup(FORWARD, call) or tiles.configuration(window)
     band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
-    with _exact_products(q.device.type):
+    with exact_products(q.device.type):
         for group in band.groups():
             for blocks, span in band.segments():
                 k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
@@ -101,7 +101,7 @@ def _backward(
     config = winners.lookup(BACKWARD, call) or tiles.configuration(window)
     band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
     per_tile: dict[int, list[Tensor]] = {}
-    with _exact_products(q.device.type):
+    with exact_products(q.device.type):
         for group in band.groups():
             dk_sum, dv_sum = band.accumulator(dk, group), band.accumulator(dv, group)
             for blocks, span in band.segments():
