@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import demo, info, inspect, show
+from swat_flex.cli import demo, fuzz, info, inspect, show
 
 
 class _Commands(TyperGroup):
@@ -24,6 +24,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo.demo)
+app.command()(fuzz.fuzz)
 app.command()(info.info)
 app.command()(inspect.inspect)
 app.command()(show.show)

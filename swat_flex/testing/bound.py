@@ -38,7 +38,7 @@ def rounding_bound(
     document_ids: Tensor | None = None,
     activation: str = "sigmoid",
 ) -> dict[str, Tensor]:
-    """Largest error of each element that rounding explains, float64, for the names of `exact` (from `exact_results`)."""
+    """Largest error of each element that rounding explains, float64, for each of `exact_results`' names in `exact`."""
     dtype = inputs[0].dtype
     u, least = torch.finfo(dtype).eps / 2, _least(dtype)
     epsilon = torch.finfo(torch.float32).eps / 2
@@ -69,7 +69,7 @@ def rounding_bound(
         e_dx = u * (dw * slope).abs() + slope * (dw_size + dw.abs() * dx_logit) + epsilon * w * dw.abs() + floor
 
     def of_keys(x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, group)).sum(2)
+        return x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(2)
 
     bounds = {
         "out": e_w @ values.abs(),

@@ -173,7 +173,9 @@ class SwatCase:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(record.keys() - known - {"schema"}):
             raise ValueError(f"case: expected the fields of SwatCase, got {', '.join(unknown)}")
-        values = {name: tuple(x) if isinstance(x, list) else x for name, x in record.items() if name != "schema"}
+        values: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in record.items() if name != "schema"
+        }
         try:
             return cls(**values)
         except TypeError as error:

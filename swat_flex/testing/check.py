@@ -60,7 +60,7 @@ def check(case: SwatCase, backend: Backend, device: str = "cpu") -> Verdict:
 
 def has_enough(exact: Tensor) -> bool:
     """Whether the tensor has enough different elements for the statistical rule."""
-    return exact.numel() >= ENOUGH and int(exact[exact != 0].unique().numel()) >= ENOUGH
+    return exact.numel() >= ENOUGH and torch.unique(exact[exact != 0]).numel() >= ENOUGH
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def _use(
     limit = LIMITS[actual.dtype]
     budget = measure(actual, exact, rough, name=name, window=case.window)
     for count in REDRAWS:
-        if budget.use <= limit or count > REDRAWS[0] and budget.use > 2 * limit:
+        if budget.use <= limit or (count > REDRAWS[0] and budget.use > 2 * limit):
             break
         budget = measure(*_redrawn(case, backend, device, name, count), name=name, window=case.window)
     if not budget.use <= limit:
@@ -100,8 +100,8 @@ def _element(
     place = [int(n) for n in torch.unravel_index(torch.tensor(worst), shares.shape)]
     got, right, allowed = (float(x.flatten()[worst]) for x in (actual, exact, bound))
     return (
-        f"{name}: element {place} is {got:.9g}, exact {right:.9g}, error {abs(got - right):.3g} of {allowed:.3g} allowed"
-        f"\nbackend {backend}, {case}"
+        f"{name}: element {place} is {got:.9g}, exact {right:.9g}, error {abs(got - right):.3g} "
+        f"of {allowed:.3g} allowed\nbackend {backend}, {case}"
     )
 
 
@@ -129,10 +129,10 @@ def _check_unseen(case: SwatCase, backend: Backend, device: str, actual: dict[st
         return
     _once(k)[:, :, j] = (float("nan"), float("inf"), -1e4, 3e4)[case.seed // 8 % 4]
     _once(v)[:, :, j] *= -0.5
-    moved = [on_device(x, device) for x in (q, k, v)]
+    q, k, v = (on_device(x, device) for x in (q, k, v))
     options = {name: on_device(x, device) for name, x in options.items()}
     with torch.no_grad():
-        out = flex_swat(*moved, case.window, backend=backend, **options).cpu()
+        out = flex_swat(q, k, v, case.window, backend=backend, **options).cpu()
     rows = unseen[:, None, :, None].expand_as(out)
     if not torch.equal(out[rows], actual["out"][rows]):
         raise AssertionError(f"out: key or value {j} reached a row that does not see it\nbackend {backend}, {case}")

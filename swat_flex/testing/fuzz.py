@@ -49,7 +49,12 @@ class Failure:
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads; whole or not at all."""
-        record = {"case": self.case.to_json(), "backend": self.backend, "device": self.device, "failure": self.text}
+        record: dict[str, Any] = {
+            "case": self.case.to_json(),
+            "backend": self.backend,
+            "device": self.device,
+            "failure": self.text,
+        }
         record |= {"reproducer": self.reproducer().splitlines(), "torch": torch.__version__}
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
@@ -186,5 +191,3 @@ def available(device: str) -> dict[Backend, str | None]:
     """Each backend, and why it does not run on the device here, or None."""
     names: tuple[Backend, ...] = ("banded", "flex", "triton")
     return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}
-
-

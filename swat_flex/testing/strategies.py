@@ -38,6 +38,7 @@ def windows(length: int) -> st.SearchStrategy[WindowLike]:
 @st.composite
 def swat_cases(
     draw: st.DrawFn,
+    /,
     *,
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
     activations: Sequence[str] = ("sigmoid",),
@@ -127,15 +128,28 @@ def cases_for(
 
 # What one program of FlexAttention is compiled for.
 FAMILIES: tuple[dict[str, Any], ...] = (
-    {"batch": 2, "kv_heads": 1, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None, "biases": ("number", "tensor"),
-     "documents": ("none",), "slopes": ("balanced", "alibi", "tensor")},
-    {"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None, "biases": ("none",),
-     "documents": ("packed", "padded", "one row"), "slopes": ("balanced", "alibi", "tensor")},
-    {"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07, "biases": ("none",),
-     "documents": ("none",), "slopes": ("none",)},
-    {"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6, "biases": ("number", "tensor"),
-     "documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "activations": ("softmax",)},
-)  # fmt: skip
+    {
+        **{"batch": 2, "kv_heads": 1, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None},
+        **{"documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
+    },
+    {
+        **{"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None},
+        **{
+            "documents": ("packed", "padded", "one row"),
+            "slopes": ("balanced", "alibi", "tensor"),
+            "biases": ("none",),
+        },
+    },
+    {
+        **{"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07},
+        **{"documents": ("none",), "slopes": ("none",), "biases": ("none",)},
+    },
+    {
+        **{"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6},
+        **{"documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor")},
+        "activations": ("softmax",),
+    },
+)
 
 
 def _lacks(backend: Backend, device: str, dtype: str) -> bool:
