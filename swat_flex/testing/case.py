@@ -179,7 +179,7 @@ class SwatCase:
         try:
             return cls(**values)
         except TypeError as error:
-            raise ValueError(f"case: {error}") from error
+            raise ValueError(f"case: expected the fields of SwatCase, got {error}") from error
 
 
 def on_device(x: Any, device: str) -> Any:

@@ -22,6 +22,7 @@ LIMITS = {torch.float32: 2.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 # A rule on two random errors is judged on many: what one draw breaks must be broken by this many draws stacked. The
 # elements of a row share the error of their logits, so that one draw may hold few errors in many elements.
 REDRAWS = (8, 64)
+CLEAR = 10.0  # times the limit: no chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,14 @@ def _use(
         return use
     limit = LIMITS[actual.dtype]
     budget = measure(actual, exact, rough, name=name, window=case.window)
-    for count in REDRAWS:
-        if budget.use <= limit or (count > REDRAWS[0] and budget.use > 2 * limit):
+    draws = 1
+    for more in REDRAWS:
+        if budget.use <= limit or budget.use > CLEAR * limit:
             break
-        budget = measure(*_redrawn(case, backend, device, name, count), name=name, window=case.window)
+        draws = more
+        budget = measure(*_redrawn(case, backend, device, name, draws), name=name, window=case.window)
     if not budget.use <= limit:
-        raise AssertionError(f"{budget}\nbackend {backend}, {count} draws of {case}")
+        raise AssertionError(f"{budget}\nbackend {backend}, {draws} draws of {case}")
     return budget.use
 
 

@@ -60,14 +60,21 @@ def copies(case: SwatCase) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def inert_zero(case: SwatCase, backend: Backend) -> None:
-    """A key whose value is 0 changes nothing: true of a sigmoid, false of a softmax."""
+    """A key whose value is 0 changes nothing: true of a sigmoid, false of a softmax.
+
+    Not a bit, but in flex, which on its way divides by the sum of the weights.
+    """
     case = dataclasses.replace(case, activation="sigmoid")
     q, k, v = copies(case)
     j = case.seed % case.length
     v[:, :, j] = 0
     before = run(case, backend, q, k, v)
     k[:, :, j] += 3
-    assert torch.equal(run(case, backend, q, k, v), before)
+    after = run(case, backend, q, k, v)
+    if backend == "flex":
+        assert_close(after, before, allowed(case), f"key {j} without a value")
+    else:
+        assert torch.equal(after, before)
 
 
 def linearity(case: SwatCase, backend: Backend) -> None:
