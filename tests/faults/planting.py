@@ -64,7 +64,7 @@ def planted(fault: Fault) -> Iterator[None]:
         op = sys.modules[f"swat_flex.backends.{fault.backend}.op"]
         if fault.backend == "flex" and fault.module != "backends.flex.blocks":
             # FlexAttention as it reads, tiles apart: seconds less than compiling it for each fault.
-            programs = sys.modules["swat_flex.backends.flex.programs"]
+            programs = importlib.import_module("swat_flex.backends.flex.programs")
             _replace(undo, programs, "compiled", lambda *key: programs.attend)
         backend = SimpleNamespace(swat=op.swat, supports=op.supports, configuration=op.configuration)
         undo.callback(dispatch.BACKENDS.__setitem__, fault.backend, dispatch.BACKENDS[fault.backend])
