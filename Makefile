@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format fuzz bench clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
@@ -21,6 +21,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(READY)
+	$(BIN)/swat-flex fuzz
 
 bench: $(READY)
 	$(BIN)/pytest perf --benchmark-sort=name --benchmark-columns=median,iqr,rounds
