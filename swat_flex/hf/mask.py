@@ -84,14 +84,14 @@ def is_expressible(mask_function: MaskFunction) -> bool:
     look into closures; a chunked or blockwise model is refused when it first runs eagerly."""
     if torch.compiler.is_compiling():
         return True
-    code = mask_function.__code__
+    code = getattr(mask_function, "__code__", None)
     if code in _LEAVES:
         return True
     if code not in _COMBINATIONS:
         return False
     cells = [cell.cell_contents for cell in mask_function.__closure__ or ()]
     parts = [part for cell in cells for part in (cell if isinstance(cell, tuple) else (cell,)) if callable(part)]
-    return all(is_expressible(part) for part in parts if not isinstance(part, Tensor))
+    return all(is_expressible(part) for part in parts)
 
 
 _EMPTY = torch.empty(0)

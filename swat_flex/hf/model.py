@@ -36,10 +36,10 @@ class SwatModel(PreTrainedModel):
     config_class = SwatModelConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("SwatBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["SwatBlock"]  # noqa: RUF012 # transformers reads lists and dicts from the class
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": SwatBlock}  # noqa: RUF012 # transformers reads it from the class
+    _can_record_outputs = {"hidden_states": SwatBlock}  # noqa: RUF012
     _tied_weights_keys = {"transformer.head.weight": "transformer.embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: SwatModelConfig) -> None:
@@ -49,6 +49,16 @@ class SwatModel(PreTrainedModel):
             for module in self.transformer.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment] # drawn already: the same as SwatTransformer
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. On a CPU it maps weights at any multiple of 8 bytes, where matrix products may round
+        differently: they move to aligned memory, so that a loaded model gives the saved one's logits to the bit."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for weight in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
+            if weight.device.type == "cpu" and weight.data_ptr() % 64:
+                weight.data = weight.data.clone()
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights that a checkpoint lacks, as `SwatTransformer` draws them."""
@@ -138,7 +148,9 @@ class SwatModel(PreTrainedModel):
             if isinstance(layer, RingLayer):
                 if layer.window != window:
                     raise ValueError(f"past_key_values: expected window {window} in layer {index}, got {layer.window}")
-                found.append(layer.ring_for(x.shape[0], config.key_heads, config.channels, dtype, x.device))
+                weight = next(self.transformer.blocks[index].parameters())  # layers may live on several devices
+                device = x.device if weight.is_meta else weight.device
+                found.append(layer.ring_for(x.shape[0], config.key_heads, config.channels, dtype, device))
             else:
                 found.append(LayerOfCache(cache, index, window, attention_mask))
         return found
