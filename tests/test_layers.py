@@ -26,6 +26,7 @@ ARROWS = {
     "decode": {"validation", "problem", "positions", "backends", "api"},
     "nn": {"api", "decode", "positions"},
     "hf": {"nn", "api", "decode", "positions"},
+    "training": {"nn"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
