@@ -28,7 +28,7 @@ class RingLayer(CacheLayerMixin):
     """
 
     is_sliding = True
-    is_compileable = True
+    is_compileable = False  # a step can be compiled; this keeps generate on CUDA from doing so unasked
     supports_early_init = False
 
     def __init__(self, window: int, queries: int = 1) -> None:

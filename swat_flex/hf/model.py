@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -103,7 +103,7 @@ class SwatModel(PreTrainedModel):
 
         Args:
             input_ids: int `[B, L]`; or inputs_embeds `[B, L, hidden_size]`.
-            attention_mask: `[B, N]`, 0 for padding, over all tokens since the start or the L new ones.
+            attention_mask: `[B, N]`, 0 for padding, over all tokens since the start of the cache.
             position_ids: int `[B, L]` or `[1, L]`, for rope. Without attention_mask and cache a step other than +1
                 starts a packed document.
             past_key_values: any `Cache`; the tokens are appended to it.
@@ -238,17 +238,10 @@ class SwatForCausalLM(SwatModel, GenerationMixin):
             model_kwargs["past_key_values"] = SwatCache(self.config)
 
     @staticmethod
-    def create_masks_for_generate(
-        inputs_embeds: Tensor, attention_mask: Tensor | None, past_key_values: Cache, **kwargs: Any
-    ) -> Tensor | None:
-        """The padding mask in a size that does not grow with the tokens, so that a compiled step stays one program."""
-        if attention_mask is None:
-            return None
-        if isinstance(past_key_values, StaticCache):
-            longest = max(layer.max_cache_len for layer in past_key_values.layers)
-            missing = longest - attention_mask.shape[1]
-            return F.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask
-        return attention_mask[:, -inputs_embeds.shape[1] :]
+    def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """The padding mask as it is, where transformers would make one of four dimensions: each layer reads its own
+        part of it."""
+        return attention_mask
 
 
 def _both(input_ids: Tensor | None) -> str:
