@@ -23,7 +23,7 @@ ARROWS = {
     "backends": {"modifiers", "window", "positions", "problem"},
     "dispatch": {"problem", "window", "backends"},
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
-    "decode": {"validation", "problem", "positions", "backends", "api"},
+    "decode": {"validation", "problem", "window", "positions", "backends", "api"},
     "nn": {"api", "decode", "positions"},
     "hf": {"nn", "api", "decode", "positions"},
     "training": {"nn"},

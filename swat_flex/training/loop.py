@@ -161,16 +161,13 @@ class Trainer:
 
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=whole)
+        text = self.corpus
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "model_config": self.model.config.to_dict(),
             "training_config": self.training.to_dict(),
-            "corpus": {
-                "fingerprint": self.corpus.fingerprint,
-                "folder": self.corpus.folder,
-                "pattern": self.corpus.pattern,
-            },
+            "corpus": {"fingerprint": text.fingerprint, "folder": text.folder, "pattern": text.pattern},
             "model": model,
             "optimizer": optimizer,
         }

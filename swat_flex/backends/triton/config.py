@@ -58,3 +58,48 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[Trit
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
     chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How the decode kernel is cut.
+
+    block_n: keys in a tile.
+    warps: of one program.
+    stages: tiles in flight.
+    splits: programs that share the keys of one key head; their sums are added by a second kernel.
+    """
+
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+
+
+def decode_configurations(
+    programs: int, rows: int, slots: int, padded_dim: int, itemsize: int, multiprocessors: int
+) -> tuple[DecodeConfig, ...]:
+    """What to run, and what to run instead where that does not fit into the device's shared memory.
+
+    A copy-bound kernel wants bytes in flight on every multiprocessor: as many splits as give each about four programs,
+    but at least two tiles of keys to a split.
+
+    Args:
+        programs: of one split.
+        rows: queries in a tile.
+        slots: of the ring.
+        padded_dim: the larger of the padded head dimensions.
+        itemsize: bytes per element.
+        multiprocessors: of the device.
+    """
+    if itemsize == 4:
+        block, stages = 32, 2
+    else:
+        block, stages = (64, 4) if padded_dim <= 64 else (64, 3) if padded_dim <= 128 else (32, 3)
+    warps = 8 if rows * padded_dim > 32 * 128 else 4  # the sums of a large tile need more registers than 4 warps have
+
+    def cut(block_n: int, stages: int) -> DecodeConfig:
+        splits = min(4 * multiprocessors // programs, slots // (2 * block_n))
+        return DecodeConfig(block_n, warps, stages, max(splits, 1))
+
+    return cut(block, stages), cut(16, 1)
