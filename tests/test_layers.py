@@ -26,6 +26,7 @@ ARROWS = {
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference", "winners"},
     "decode": {"validation", "problem", "window", "positions", "backends", "api"},
     "nn": {"api", "decode", "positions"},
+    "hf": {"nn", "api", "decode", "positions"},
     "training": {"nn"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import demo, fuzz, generate, info, inspect, show, train, tune
+from swat_flex.cli import demo, export, fuzz, generate, info, inspect, show, train, tune
 
 
 class _Commands(TyperGroup):
@@ -31,6 +31,7 @@ app.command()(show.show)
 app.command()(tune.tune)
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(export.export)
 
 
 def _print_version(wanted: bool) -> None:
