@@ -105,7 +105,13 @@ FLEX = [
     ),
     Fault("flex", "slope of the wrong head", "modifiers", "return x[h] if", "return x[0] if"),
     Fault("flex", "wrong key head", "backends.flex.op", "with_extra_key(k.float()", "with_extra_key(k.float().flip(1)"),
-    Fault("flex", "dropped left edge", "backends.flex.blocks", "- self.left) // TILE +", "- self.left) // TILE + 1 +"),
+    Fault(
+        "flex",
+        "dropped left edge",
+        "backends.flex.blocks",
+        "- self.left) // self.tile +",
+        "- self.left) // self.tile + 1 +",
+    ),
     Fault(
         "flex",
         "skipped last tile",

@@ -66,7 +66,9 @@ def planted(fault: Fault) -> Iterator[None]:
             # FlexAttention as it reads, tiles apart: seconds less than compiling it for each fault.
             programs = importlib.import_module("swat_flex.backends.flex.programs")
             _replace(undo, programs, "compiled", lambda *key: programs.attend)
-        backend = SimpleNamespace(swat=op.swat, supports=op.supports, configuration=op.configuration)
+        backend = SimpleNamespace(
+            swat=op.swat, supports=op.supports, configuration=op.configuration, tunables=op.tunables
+        )
         undo.callback(dispatch.BACKENDS.__setitem__, fault.backend, dispatch.BACKENDS[fault.backend])
         dispatch.BACKENDS[fault.backend] = backend
         yield
