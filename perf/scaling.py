@@ -57,14 +57,14 @@ def extrapolate(points: list[Point], work: list[float], beyond: list[tuple[int, 
 
 
 def lengths(record: Record, passes: Passes) -> dict[str, list[Point]]:
-    """Series against length, with its extrapolation to `BEYOND`."""
+    """Series against length, extrapolated to all that others were measured at and to `BEYOND`."""
     races = {x_of(race.case): race for race in record.races if race.case.axis == "length" and race.passes == passes}
     found = series(record, "length", passes)
     for peer, points in found.items():
         last = races[points[-1].x]
         work = [_work(races[point.x], peer) for point in points]
-        beyond = [(n, _work_at(last, peer, n)) for n in BEYOND]
-        points += extrapolate(points, work, beyond)
+        beyond = [(n, _work_at(last, peer, n)) for n in (*sorted(races), *BEYOND)]
+        points.extend(extrapolate(points, work, beyond))
     return found
 
 

@@ -102,7 +102,7 @@ class FlexSoftmax(Peer):
 
 
 def _own_flex_attention() -> Callable[..., Tensor]:
-    """flex_attention compiled under a code object of its own: the ninth case would else fall back to a dense product."""
+    """flex_attention compiled under a code object of its own, of which torch compiles only eight."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def attend(q, k, v, **options):  # type: ignore[no-untyped-def]  # compiled
