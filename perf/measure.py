@@ -42,7 +42,7 @@ class Setting:
     @classmethod
     def of(cls, device: torch.device, quick: bool) -> Setting:
         if device.type == "cpu":
-            return cls(device, 3 if quick else 9)
+            return cls(device, 3 if quick else 9, 30.0)
         return cls(device, 5 if quick else 15, 50.0, (8192, 2**31))
 
 

@@ -212,7 +212,7 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
     )
     note = (
         f"slope: {copy.what}, {copy.per_second / 1e9:,.0f} GB/s\n"
-        "● forward  ■ forward + backward; blue: ours, joined; grey: others; visible pairs alone counted"
+        "● forward  ■ forward + backward\nblue: ours, joined; grey: others; visible pairs alone counted"
     )
     panel.text(0.99, 0.02, note, transform=panel.transAxes, ha="right", fontsize=8, va="bottom")
     panel.grid(alpha=0.25)
@@ -223,11 +223,15 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
         axis.set_major_formatter("{x:,g}")
 
 
+def _name(race: Race) -> str:
+    return f"W {race.case.window:,}" if race.case.axis == "window" else race.case.name
+
+
 def _ours(races: list[Race]) -> dict[str, list[tuple[float, float]]]:
     """(FLOPs per byte, GFLOP/s) of the contender that speed-ups are of, forward first, by case."""
     found: dict[str, list[tuple[float, float]]] = {}
     for race in races:
         row = race.row(race.chosen)
         if row is not None:
-            found.setdefault(race.case.name, []).append((row.flops / row.bytes, row.flops / row.ms / 1e6))
+            found.setdefault(_name(race), []).append((row.flops / row.bytes, row.flops / row.ms / 1e6))
     return found

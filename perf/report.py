@@ -129,10 +129,11 @@ def notes(race: Race) -> Iterator[str]:
 
 
 LEGEND = (
-    "Medians of interleaved rounds, ± the interquartile range over the median. FLOP/s and GB/s count the visible pairs "
-    "and the least traffic of what each contender computes; speed-up is that of the bold row over this one. Peak is "
-    "the memory beyond the inputs (the allocator's count on CUDA; on a Linux CPU the rise of the resident set). Max "
-    "error is the largest of output and gradients against the contender's own definition in float64, on sampled rows."
+    "Medians of interleaved rounds (two for the hopelessly slow), ± the interquartile range over the median. FLOP/s "
+    "and GB/s count the visible pairs and the least traffic of what each contender computes; speed-up is that of the "
+    "bold row over this one. Peak is the memory beyond the inputs (the allocator's count on CUDA; on a Linux CPU the "
+    "rise of the resident set). Max error is the largest of output and gradients against the contender's own "
+    "definition in float64, on sampled rows."
 )
 
 
