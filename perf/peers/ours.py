@@ -59,6 +59,7 @@ class SwatDecode(Peer):
 
     name = "swat_decode"
     ours = True
+    copies = True
     package = "swat_flex.decode"
 
     def available(self, device: torch.device) -> str | None:

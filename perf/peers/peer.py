@@ -33,6 +33,7 @@ class Peer:
         tokens_first: it wants `[B, L, H, D]` in memory; it is given views `[B, H, L, D]` of such tensors, so that no
             copy is part of its time.
         cuda: it runs on CUDA alone.
+        copies: its run holds copies of the keys and values made by `prepare`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Peer:
     package = ""
     tokens_first = False
     cuda = False
+    copies = False
 
     def available(self, device: torch.device) -> str | None:
         """Why it cannot run here at all, or None."""

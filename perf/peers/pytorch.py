@@ -59,6 +59,7 @@ class SdpaRing(Peer):
     """SDPA over a ring buffer of the last `window` keys: a softmax without positions needs no order and no mask."""
 
     name = "SDPA ring"
+    copies = True
 
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         return None if case.q_len == 1 else "several queries see different keys of one ring"
