@@ -98,8 +98,8 @@ class Definition:
         return flops, moved
 
     def __str__(self) -> str:
-        names = {None: "causal", (None, None): "all keys"}
-        seen = names.get(self.window, f"window {self.window}")  # type: ignore[call-overload]  # keys of two kinds
+        names: dict[WindowLike, str] = {None: "causal", (None, None): "all keys"}
+        seen = names.get(self.window, f"window {self.window}")
         bias = f", {self.slopes} slopes" if self.slopes else ""
         return f"{self.activation}, {seen}{bias}"
 

@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting
 
 def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], device: torch.device) -> Entrant | Row:
     """A checked contender, or the row that says why it is none. A peer's own exception is its row's reason."""
-    base = {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
+    base = _identity(peer, case)
     reason = peer.available(device) or peer.supports(case, device, passes)
     if reason is not None:
         return Row(**base, status="skipped", reason=reason)
@@ -103,6 +104,11 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         return Row(**base, status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:200])
     finally:
         gc.collect()
+
+
+def _identity(peer: Peer, case: Case) -> dict[str, Any]:
+    """The fields of a row that are known before anything runs."""
+    return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
 
 
 def time_all(runs: dict[str, Callable[[], object]], setting: Setting, graphs: bool) -> tuple[str, dict[str, Timing]]:
@@ -175,7 +181,7 @@ def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
 
 def _timed_row(entrant: Entrant, case: Case, passes: Passes, timing: Timing | None, tensors: tuple[Tensor, ...]) -> Row:
     peer, checked = entrant.peer, entrant.checked
-    base = {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
+    base = _identity(peer, case)
     if timing is None:
         return Row(**base, status="failed", reason="left the race")
     flops, moved = peer.definition(case).work(case, passes)

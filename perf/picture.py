@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from perf.cases import PASSES as ORDER
+from perf.cases import Passes
 from perf.measure import COPY, MATMUL
 from perf.record import Race, Record
 from perf.report import milliseconds
@@ -55,14 +58,14 @@ def _figure(width: float, height: float) -> Figure:
 def _scaling(record: Record) -> Figure:
     figure = _figure(15, 10.5)
     axes = figure.subplots(2, 2)
-    both = "both" if any(race.passes == "both" for race in record.races) else "forward"
+    both: Passes = "both" if any(race.passes == "both" for race in record.races) else "forward"
     _lines(axes[0, 0], _by_pass(record, "length"), "length (tokens)", "ms")
     axes[0, 0].set_title("Time against length, window 512; dotted: extrapolated, not measured", loc="left", fontsize=10)
     _lines(axes[0, 1], _by_pass(record, "window"), "window (keys)", "ms")
     axes[0, 1].set_title("Time against window", loc="left", fontsize=10)
     memory = {
         peer: [Point(p.x, p.peak_bytes / 2**20, None, True) for p in points if p.peak_bytes]
-        for peer, points in series(record, "length", both).items()  # type: ignore[arg-type]  # one of PASSES
+        for peer, points in series(record, "length", both).items()
     }
     _lines(axes[1, 0], {(peer, both): points for peer, points in memory.items() if points}, "length (tokens)", "MiB")
     title = f"Peak memory beyond the inputs, {PASSES[both]}, window 512"
@@ -72,9 +75,9 @@ def _scaling(record: Record) -> Figure:
 
 
 def _by_pass(record: Record, axis: str) -> dict[tuple[str, str], list[Point]]:
-    found = {}
-    for passes in ("forward", "both"):
-        every = lengths(record, passes) if axis == "length" else series(record, axis, passes)  # type: ignore[arg-type]
+    found: dict[tuple[str, str], list[Point]] = {}
+    for passes in ORDER:
+        every = lengths(record, passes) if axis == "length" else series(record, axis, passes)
         found |= {(peer, passes): points for peer, points in every.items()}
     return found
 
@@ -116,7 +119,7 @@ def _short(n: int) -> str:
     return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n}"
 
 
-def _name_at_right(panel: Axes, labels: list[tuple[float, float, str, str]], size: float = 8.5) -> None:
+def _name_at_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
     """Names in a column right of the panel, in the order of height, apart from each other, with leaders."""
     leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6}
     low, high = (math.log(y) for y in panel.get_ylim())
@@ -139,11 +142,12 @@ def _name_at_right(panel: Axes, labels: list[tuple[float, float, str, str]], siz
 def _suite(record: Record) -> Figure:
     """Bars, a row per case and a column per pass; the roofline below."""
     cases = list(dict.fromkeys(race.case for race in record.races))
-    passes = [p for p in ("forward", "both") if any(race.passes == p for race in record.races)]
+    passes = [p for p in ORDER if any(race.passes == p for race in record.races)]
     bars = [max((len(r.timed) for r in record.races if r.case == case), default=1) for case in cases]
     heights = [0.25 * max(n, 2) + 0.75 for n in bars]
     figure = _figure(14, sum(heights) + 5.2)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[sum(heights), 4.6])
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[sum(heights), 4.6])  # annotated as one
+    top, bottom = subfigures
     axes = top.subplots(len(cases), len(passes), squeeze=False, height_ratios=heights)
     for i, case in enumerate(cases):
         for j, p in enumerate(passes):
@@ -202,7 +206,7 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
     panel.set(xscale="log", yscale="log", xlabel="useful FLOPs per byte of least traffic", ylabel="useful GFLOP/s")
     panel.set_xlim(left, right)
     panel.set_ylim(min(y for _, y in every) / 2, product.per_second / 1e9 * 2.2)
-    roof = {"fontsize": 8, "va": "bottom"}
+    roof: dict[str, Any] = {"fontsize": 8, "va": "bottom"}
     panel.text(
         right,
         product.per_second / 1e9 * 1.06,
