@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from autotune.measure import race
 from perf.cases import Case, Passes
 from perf.check import Checked, check
 from perf.load import Meter
-from perf.peers import Peer
+from perf.peers import Peer, one_line
 from perf.record import Ceiling, Race, Row
 from swat_flex import dispatch
 from swat_flex.cli.measure import peak_bytes
@@ -72,17 +72,17 @@ def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting
     advance(f"{case.name}, {passes}: {setting.rounds} rounds")
     runs = {name: entrant.run for name, entrant in entrants.items()} | _ceilings(case, setting)
     meter = Meter()
-    clock, times = time_all(runs, setting, graphs=passes == "forward")
+    times = time_all(runs, setting, graphs=passes == "forward")
     others = meter.read()
     for name, entrant in entrants.items():
-        rows[name] = _timed_row(entrant, case, passes, times.get(name), tensors)
+        rows[name] = _timed_row(entrant, case, passes, times, tensors)
     ceilings = {
-        name: Ceiling(what, amount / times[name].median_ms * 1e3, times[name].median_ms, times[name].spread)
+        name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
         for name, what, amount in _ceiling_work(case, setting)
-        if name in times
+        if (timing := times.timings.get(name)) is not None
     }
     rows_in_order = tuple(rows[peer.name] for peer in peers)
-    return Race(case, passes, clock, _chosen(case, peers, rows, setting), others, ceilings, rows_in_order)
+    return Race(case, passes, times.clock, _chosen(case, peers, rows, setting), others, ceilings, rows_in_order)
 
 
 def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], device: torch.device) -> Entrant | Row:
@@ -101,7 +101,7 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         run = _training(forward, leaves) if passes == "both" else _inference(forward)
         return Entrant(peer, run, checked, peak_bytes(run, device))
     except Exception as error:  # one contender must not end the run of the others
-        return Row(**base, status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        return Row(**base, status="failed", reason=one_line(error))
     finally:
         gc.collect()
 
@@ -111,34 +111,54 @@ def _identity(peer: Peer, case: Case) -> dict[str, Any]:
     return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
 
 
-def time_all(runs: dict[str, Callable[[], object]], setting: Setting, graphs: bool) -> tuple[str, dict[str, Timing]]:
-    """(clock, times): every run in interleaved rounds by one clock, since times of two do not compare.
+@dataclass
+class Times:
+    """One race's result: by run, its timing, or why it has none."""
+
+    clock: str
+    timings: dict[str, Timing]
+    failed: dict[str, str]
+
+
+def time_all(runs: Mapping[str, Callable[[], object]], setting: Setting, graphs: bool) -> Times:
+    """Every run in interleaved rounds by one clock, since times of two do not compare.
 
     On CUDA a forward is timed as a CUDA graph, which leaves the host's launch cost out; where one contender cannot be
     captured, and for training, all are timed by events around trains of launches.
     """
-    if setting.device.type == "cuda" and not graphs:
-        clocks: list[Clock] = [EventClock(setting.device)]
-    else:
-        clocks = [clock_for(setting.device)]
-        clocks += [EventClock(setting.device)] if setting.device.type == "cuda" else []
-    for last, clock in zip([False] * (len(clocks) - 1) + [True], clocks, strict=True):
+    if setting.device.type == "cuda":
+        if graphs:
+            found = _time(clock_for(setting.device), runs, setting, stop_at_failure=True)
+            if not found.failed:
+                return found
+        return _time(EventClock(setting.device), runs, setting)
+    return _time(clock_for(setting.device), runs, setting)
+
+
+def _time(
+    clock: Clock, runs: Mapping[str, Callable[[], object]], setting: Setting, stop_at_failure: bool = False
+) -> Times:
+    """One clock's race; who raises has no time, and the others go on unless told to stop."""
+    samplers: dict[str, Callable[[], float]] = {}
+    failed: dict[str, str] = {}
+    for name, run in runs.items():
         try:
-            samplers = {name: clock.sampler(run) for name, run in runs.items()}
-        except RuntimeError:
-            if last:
-                raise
-            continue
-        samples: dict[str, list[float]] = {}
-        race(
-            list(samplers),
-            lambda name, samplers=samplers: samplers[name](),  # type: ignore[misc]  # a default binds the loop's value
-            samples,
-            rounds=setting.rounds,
-            hopeless=setting.hopeless,
-        )
-        return clock.name, {name: Timing.of(times) for name, times in samples.items()}
-    raise AssertionError("no clock")  # the last one returned or raised
+            samplers[name] = clock.sampler(run)
+        except Exception as error:  # one contender must not end the run of the others
+            failed[name] = one_line(error)
+            if stop_at_failure:
+                return Times(clock.name, {}, failed)
+
+    def sample(name: str) -> float | None:
+        try:
+            return samplers[name]()
+        except Exception as error:
+            failed[name] = one_line(error)
+            return None
+
+    samples: dict[str, list[float]] = {}
+    race(list(samplers), sample, samples, rounds=setting.rounds, hopeless=setting.hopeless)
+    return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
 
 
 def _leaves(peer: Peer, tensors: tuple[Tensor, ...], passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,11 +199,12 @@ def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
     return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, timing: Timing | None, tensors: tuple[Tensor, ...]) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tensors: tuple[Tensor, ...]) -> Row:
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
+    timing = times.timings.get(peer.name)
     if timing is None:
-        return Row(**base, status="failed", reason="left the race")
+        return Row(**base, status="failed", reason=times.failed.get(peer.name, "left the race"))
     flops, moved = peer.definition(case).work(case, passes)
     with torch.set_grad_enabled(passes == "both"):
         configured = peer.configured(case, *_leaves(peer, tensors, passes))

@@ -2,7 +2,7 @@
 
 from perf.peers.ours import Naive, Swat, SwatDecode
 from perf.peers.packages import Cudnn, Fla, LocalAttention, TritonSigmoid
-from perf.peers.peer import Configured, Peer, Run
+from perf.peers.peer import Configured, Peer, Run, one_line
 from perf.peers.pytorch import FlashAttention2, FlashAttention2Alibi, FlexSoftmax, SdpaBand, SdpaCausal, SdpaRing
 
 ATTENTION: tuple[Peer, ...] = (
@@ -31,4 +31,4 @@ DECODING: tuple[Peer, ...] = (
     SdpaBand(),
 )
 
-__all__ = ["ATTENTION", "DECODING", "Configured", "Peer", "Run"]
+__all__ = ["ATTENTION", "DECODING", "Configured", "Peer", "Run", "one_line"]

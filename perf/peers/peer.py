@@ -52,7 +52,7 @@ class Peer:
         try:
             importlib.import_module(self.package or "torch")
         except Exception as error:  # whatever a package does on import is its reason, never the run's end
-            return f"import fails: {_one_line(error)}"
+            return f"import fails: {one_line(error)}"
         return None
 
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
@@ -104,6 +104,7 @@ def slow_limit(case: Case, device: torch.device, definition: Definition) -> str 
     return f"{flops / 1e12:.1f} TFLOP take a CPU too long" if device.type == "cpu" and flops > 2e11 else None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An exception as a reason in a table."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 120 else text[:119] + "…"
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -11,6 +11,7 @@ from perf.check import check
 from perf.measure import Setting, admit, run_race
 from perf.peers.ours import Naive, Swat
 from perf.peers.pytorch import SdpaBand, SdpaCausal
+from swat_flex import flex_swat
 
 SETTING = Setting(CPU, rounds=2, sizes=(64, 2**16))
 
@@ -66,6 +67,27 @@ def test_an_exception_is_that_peer_s_reason_and_ends_nothing():
     broken, right = race([Broken(), Swat("banded")]).rows
     assert (broken.status, broken.reason) == ("failed", "RuntimeError: no kernel image is available")
     assert right.status == "timed"
+
+
+def test_who_fails_in_the_race_has_no_time_and_the_others_go_on():
+    class Dies(Swat):
+        """Right for as long as it is checked; its memory is counted once more."""
+
+        def prepare(self, case, q, k, v):
+            left = iter(range(4))
+
+            def run():
+                if next(left, None) is None:
+                    raise RuntimeError("out of memory")
+                return flex_swat(q, k, v, case.window)
+
+            return run
+
+    dead = Dies("banded")
+    dead.name = "dies"
+    found = race([dead, Swat("banded")])
+    assert (found.rows[0].status, found.rows[0].reason) == ("failed", "RuntimeError: out of memory")
+    assert found.row("swat banded").rounds == 2
 
 
 @pytest.mark.parametrize("peer", [Naive(), Swat("banded"), SdpaBand(), SdpaCausal()], ids=lambda peer: peer.name)

@@ -146,9 +146,10 @@ def tools(codes, seconds_per_step=10.0):
 def test_a_gpu_report_tests_tunes_measures_and_keeps_the_record(tmp_path):
     log, fakes = tools({})
     found, file = gpu_report.run(480, tmp_path, False, fakes)
-    assert [words.split()[:2] for words, _ in log] == [["pytest", "-q"], *[["swat_flex", "tune"]] * 2]
+    assert [words.split()[:2] for words, _ in log] == [["pytest", "-q"], *[["swat_flex", "tune"]] * 4]
     assert "-m gpu" in log[0][0]
-    assert all("--seconds 72" in words for words, _ in log[1:])
+    assert all("--seconds 36" in words for words, _ in log[1:])
+    assert "--shape 8,16,16,4096,64 --window 1024 --dtype bf16 --backward" in log[1][0]
     assert sum(seconds for _, seconds in log) <= 480
     assert file.name == "some-cpu-9000.json"
     assert read(file) == found
@@ -171,7 +172,7 @@ def test_failed_tuning_is_told_and_measured_without(tmp_path):
 
 
 def test_a_gpu_report_ends_in_time_and_names_what_it_left_out(tmp_path):
-    _, fakes = tools({}, seconds_per_step=40.0)
+    _, fakes = tools({}, seconds_per_step=24.0)
     found, _ = gpu_report.run(200, tmp_path, False, fakes)
     assert len(found.races) == 2
     left_out = [step["outcome"] for step in found.steps if step["name"].startswith("suite")]
