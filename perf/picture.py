@@ -28,6 +28,8 @@ COLOURS = {
     "swat triton": "#CC79A7",
     "SDPA causal": "#595959",
     "FlexAttention softmax": "#D55E00",
+    "local-attention": "#D55E00",
+    "FlashAttention-2 window": "#E69F00",
 }
 PASSES = {"forward": "forward", "both": "forward + backward"}
 

@@ -101,7 +101,7 @@ def dense_limit(case: Case, device: torch.device, matrices: int) -> str | None:
 def slow_limit(case: Case, device: torch.device, definition: Definition) -> str | None:
     """The reason of a peer that would take minutes on a CPU."""
     flops, _ = definition.work(case, "forward")
-    return f"{flops / 1e12:.1f} TFLOP take a CPU too long" if device.type == "cpu" and flops > 2e11 else None
+    return f"{flops / 1e12:.1f} TFLOP take a CPU too long" if device.type == "cpu" and flops > 4e11 else None
 
 
 def one_line(error: Exception) -> str:

@@ -81,10 +81,9 @@ class FlexSoftmax(Peer):
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         if device.type == "cpu" and passes == "both":
             return "FlexAttention has no backward on a CPU"
-        # create_block_mask looks at every pair, in int64 where it is not compiled.
-        return needs_self_attention(case) or (
-            f"its BlockMask is built from all {case.q_len:,}² pairs" if case.q_len > 32768 else None
-        )
+        limit = 8192 if device.type == "cpu" else 32768  # create_block_mask looks at every pair, in int64
+        too_long = f"its BlockMask is built from all {case.q_len:,}² pairs" if case.q_len > limit else None
+        return needs_self_attention(case) or too_long
 
     def definition(self, case: Case) -> Definition:
         return Definition(case.window, "softmax", None)

@@ -9,7 +9,7 @@ from perf_fakes import CPU, TINY
 from perf.cases import layer, step
 from perf.peers import ATTENTION, DECODING
 from perf.peers.packages import cudnn_left_bound, fla_window, local_bucket
-from perf.peers.pytorch import band_mask, flash_slopes, flash_window
+from perf.peers.pytorch import FlashAttention2, FlashAttention2Alibi, band_mask, flash_slopes, flash_window
 from swat_flex import balanced_alibi_slopes
 from swat_flex.window import Window
 
@@ -106,6 +106,17 @@ def test_a_decoding_adapter_sees_exactly_window_keys(peer):
         pytest.skip(f"{peer.name}: {reason}")
     seen = [key for key in range(case.kv_len) if rows_that_see(peer, case, key, CPU)]
     assert seen == list(range(case.kv_len - 48, case.kv_len))
+
+
+@pytest.mark.parametrize("peer", [FlashAttention2(), FlashAttention2Alibi()], ids=lambda peer: peer.name)
+def test_torch_s_flash_attention_takes_what_its_adapter_hands_it(peer):
+    """Names and shapes alone, without a kernel: its window and slopes are keywords that a torch might rename."""
+    case = replace(TINY, head_dim=64, dtype="bfloat16")
+    q, k, v = (x.to("meta").requires_grad_() for x in case.tensors(CPU))
+    out = peer.prepare(case, q, k, v)()
+    assert out.shape == q.shape
+    if peer.supports(case, CPU, "both") is None:
+        assert [g.shape for g in torch.autograd.grad(out, (q, k, v), out)] == [q.shape, k.shape, v.shape]
 
 
 def test_a_peer_that_is_not_installed_says_so():
