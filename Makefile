@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench perf gpu-report clean
+.PHONY: demo test check format bench peers perf gpu-report clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
@@ -26,6 +26,10 @@ bench: $(READY)
 	mkdir -p .benchmarks
 	$(BIN)/pytest perf --benchmark-sort=name --benchmark-columns=median,iqr,rounds --benchmark-json=.benchmarks/now.json
 	$(BIN)/python -m perf regression .benchmarks/now.json
+
+# Packages to measure against; those that are missing are named in the tables.
+peers: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
 
 # The committed CPU record, its picture, and the README's figures. On an idle machine.
 perf: $(READY)

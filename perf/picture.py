@@ -11,7 +11,7 @@ from perf.cases import PASSES as ORDER
 from perf.cases import Passes
 from perf.measure import COPY, MATMUL
 from perf.record import Race, Record
-from perf.report import milliseconds
+from perf.report import milliseconds, units_of
 from perf.scaling import Point, lengths, series
 from swat_flex.plot import save
 
@@ -45,9 +45,8 @@ def draw(record: Record) -> Figure:
     needs_matplotlib()
     figure = _scaling(record) if record.suite == "scaling" else _suite(record)
     device = record.device
-    units = f"{record.threads} threads" if device.kind == "cpu" else device.capability
     versions = f"torch {record.versions['torch']}, commit {record.commit}, {record.created[:10]}"
-    figure.suptitle(f"{device.name}, {units}; {versions}; suite {record.suite}", fontsize=11)
+    figure.suptitle(f"{device.name}, {units_of(record)}; {versions}; suite {record.suite}", fontsize=11)
     return figure
 
 
@@ -193,11 +192,14 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
             x, y = row.flops / row.bytes, row.flops / row.ms / 1e6
             marker = "o" if race.passes == "forward" else "s"
             mine = row.peer == race.chosen
-            panel.plot(x, y, marker, color=OURS if mine else FAINT, ms=7 if mine else 5, zorder=3 if mine else 2)
-    for i, (name, points) in enumerate(_ours(races).items()):
+            panel.plot(x, y, marker, color=OURS if mine else FAINT, ms=11 if mine else 5, zorder=3 if mine else 2)
+    named = _ours(races)
+    for number, points in enumerate(named.values(), 1):
         panel.plot(*zip(*points, strict=True), color=OURS, lw=0.8, alpha=0.6)
-        up = 8 if i % 2 == 0 else 20  # neighbours at two heights, so that their names keep apart
-        panel.annotate(name, points[0], (0, up), textcoords="offset points", ha="center", fontsize=8, color=OURS)
+        for x, y in points:
+            panel.text(x, y, f"{number}", color="white", fontsize=7, ha="center", va="center", zorder=4)
+    key = "\n".join(f"{number}  {name}" for number, name in enumerate(named, 1))
+    panel.text(1.02, 0.98, key, transform=panel.transAxes, fontsize=8.5, color=OURS, va="top", linespacing=1.6)
     # One roof for all: the best that the device did in any race.
     product = max((race.ceilings[MATMUL] for race in races), key=lambda ceiling: ceiling.per_second)
     copy = max((race.ceilings[COPY] for race in races), key=lambda ceiling: ceiling.per_second)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from perf.record import Race, Record, load, write
-from perf.report import milliseconds, times
+from perf.report import milliseconds, times, units_of
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"<!-- measured: (?P<file>\S+) -->\n.*?<!-- /measured -->", re.DOTALL)
@@ -34,13 +35,16 @@ def rewrite(file: Path | None = None, page: Path = README) -> bool:
 def block(record: Record, name: str) -> str:
     """The markdown between the comments, which name the record and the command that made it."""
     device, versions = record.device, record.versions
-    setting = f"{record.threads} threads" if device.kind == "cpu" else f"{device.units} multiprocessors"
     lines = [
         f"<!-- measured: {name} -->",
-        f"`python -m perf --suite {record.suite}`{' --quick' if record.quick else ''}, {record.created[:10]}, commit "
-        f"{record.commit}: {device.name} ({device.capability}, {setting}), torch {versions['torch']}. Milliseconds, "
-        f"median of {_rounds(record)} interleaved rounds ± interquartile range; in brackets how many times as long as "
-        "ours, in bold. Everybody passed a check against a float64 definition in the same run.",
+        _wrapped(
+            f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
+            f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), torch {versions['torch']}. "
+            f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the "
+            "best) ± the interquartile range over the median; in brackets how many times as long as the bold row, what "
+            "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
+            "float64 definition in the same run."
+        ),
         "",
     ]
     if any(race.others is not None and race.others > 0.15 for race in record.races):
@@ -81,7 +85,12 @@ def _ceilings(record: Record) -> str:
             share = row.flops / row.ms * 1e3 / race.ceilings["matmul"].per_second
             shares.append(f"{race.case.name} {share:.2f} {'forward' if race.passes == 'forward' else 'both'}")
     product = next(race.ceilings["matmul"].what for race in record.races)
-    return f"Share of the FLOP/s of `{product}` in the same rounds, visible pairs alone counted: {', '.join(shares)}."
+    text = f"Share of the FLOP/s of `{product}` in the same rounds, visible pairs alone counted: {', '.join(shares)}."
+    return _wrapped(text)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _rounds(record: Record) -> int:

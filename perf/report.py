@@ -43,12 +43,19 @@ def header(record: Record) -> str:
     """What was measured, on what, with what."""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if version)
     device = record.device
-    units = f"{record.threads} threads" if device.kind == "cpu" else f"{device.units} multiprocessors"
+    units = units_of(record)
     quick = ", quick" if record.quick else ""
     return (
         f"{device.name} ({device.kind} {device.capability}, {units}); {versions}; commit {record.commit}; "
         f"suite {record.suite}{quick}, {record.created}"
     )
+
+
+def units_of(record: Record) -> str:
+    """How much of the device ran."""
+    if record.device.kind != "cpu":
+        return f"{record.device.units} multiprocessors"
+    return "1 thread" if record.threads == 1 else f"{record.threads} threads"
 
 
 def table(race: Race) -> Table:

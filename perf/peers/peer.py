@@ -94,7 +94,7 @@ def dense_limit(case: Case, device: torch.device, matrices: int) -> str | None:
     """The reason of a peer that holds `matrices` of the size B·Hq·Lq·Lk: too large, or too slow for a CPU."""
     element = max(case.torch_dtype.itemsize, 1)
     size = matrices * case.batch * case.q_heads * case.q_len * case.kv_len * element
-    free = 2**31 if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory // 4
+    free = 2**32 if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory // 4
     return f"its dense matrices take {size / 2**30:.0f} GiB" if size > free else None
 
 
