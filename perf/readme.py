@@ -39,7 +39,8 @@ def block(record: Record, name: str) -> str:
         f"<!-- measured: {name} -->",
         _wrapped(
             f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
-            f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), torch {versions['torch']}. "
+            f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), "
+            f"torch {versions['torch']}. "
             f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the "
             "best) ± the interquartile range over the median; in brackets how many times as long as the bold row, what "
             "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
