@@ -25,6 +25,7 @@ ARROWS = {
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
     "decode": {"validation", "problem", "positions", "backends", "api"},
     "nn": {"api", "decode", "positions"},
+    "training": {"nn"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},

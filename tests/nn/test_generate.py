@@ -66,6 +66,27 @@ def test_the_cache_keeps_its_size():
     assert cache[0].length.tolist() == [50] * 3
 
 
+def test_a_compiled_step_is_one_graph_for_every_position():
+    model = SwatTransformer(SwatConfig(vocab_size=31, hidden_size=24, layers=2, heads=4, kv_heads=2, window=7))
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    tokens = text(2, 40)
+    with torch.no_grad():
+        step, cache = torch.compile(model, backend=count, fullgraph=True), model.new_cache(2)
+        pieces = [step(tokens[:, i : i + 1], cache=cache) for i in range(40)]
+        torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), atol=2e-5, rtol=1e-4)
+    assert len(graphs) == 1
+
+
+def test_a_bfloat16_model_generates():
+    model = SwatTransformer(SwatConfig(vocab_size=31, hidden_size=24, layers=2, heads=4, window=(7, None))).bfloat16()
+    assert model.generate(text(2, 9), 9, prefill=4).shape == (2, 18)
+
+
 def test_generation_streams_stops_and_repeats_with_a_seed():
     model = SwatTransformer(SwatConfig(vocab_size=4, hidden_size=24, layers=1, heads=4, window=7))
     seen: list[torch.Tensor] = []
