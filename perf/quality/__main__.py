@@ -36,6 +36,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Finished runs; an interrupted experiment goes on.")] = Path(".quality"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw it here.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write it as a page of Markdown here.")] = None,
     show: Annotated[Path | None, typer.Option("--report", help="Train nothing: show this record.")] = None,
 ) -> None:
     """The paper's comparison in the small: bits per byte at 1, 4 and 16 times the training length."""
@@ -50,21 +51,19 @@ def main(
         corpus = read_corpus()
         runs = _experiment(SIZES[size], seeds, 1 if size == "gpu" else jobs, work, corpus, device)
         record = _record(size, seeds, jobs, runs, corpus, device)
+    if json_file is not None:  # first: what took an hour is not lost to a broken pipe
+        write(json_file, record.to_json())
     console.print(report.table(record))
     console.print(report.described(record), highlight=False)
     for sentence in report.sentences(record):
         console.print(f"• {sentence}", highlight=False)
-    if json_file is not None:
-        write(json_file, record.to_json())
-        console.print(f"record: {json_file}")
+    if page is not None:
+        write(page, report.page(record))
     if png is not None:
         save(report.draw(record), png)
-        console.print(f"picture: {png}")
 
 
-def _experiment(
-    size: Size, seeds: int, jobs: int, work: Path, corpus: Corpus, device: torch.device
-) -> tuple[Run, ...]:
+def _experiment(size: Size, seeds: int, jobs: int, work: Path, corpus: Corpus, device: torch.device) -> tuple[Run, ...]:
     """Every run, those finished before read from `work`; seed by seed, so that an early stop leaves whole seeds."""
     key = sha256(json.dumps([asdict(size), corpus.fingerprint, report.SCHEMA]).encode()).hexdigest()[:12]
     folder = work / key

@@ -6,14 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from perf.quality.experiment import VARIANTS, Run, Size
 from perf.quality.verdict import Mean, verdicts
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 SCHEMA = 1
+COLOURS = ("#595959", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,11 @@ def described(record: Record) -> str:
     )
 
 
-def markdown(record: Record) -> str:
-    """Paragraph, table, sentences, command."""
+def page(record: Record) -> str:
+    """Heading, description, table, sentences and command, in Markdown."""
     head, *body = rows_of(record)
-    lines = [described(record), "", *_bars([head, ["---"] * len(head), *body]), ""]
+    lines = ["# The paper's comparison in the small", "", described(record), ""]
+    lines += [*_bars([head, ["---", *["---:"] * (len(head) - 1)], *body]), ""]
     lines += [f"- {sentence}" for sentence in sentences(record)]
     return "\n".join([*lines, "", f"Made by `{record.command}`.", ""])
 
@@ -122,43 +128,47 @@ def table(record: Record) -> Table:
 
 
 def draw(record: Record) -> Figure:
-    """Loss by row length beside loss by position."""
+    """Loss by row length beside loss by position; needs matplotlib (extra `plot`)."""
     from matplotlib.figure import Figure
 
-    colours = dict(zip(record.variants, COLOURS, strict=True))
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    for at, name in enumerate(reversed(record.variants)):
-        for step, mean in enumerate(record.means(name)):
-            marker, shade = "o^s"[step], (0.45, 0.7, 1.0)[step]
-            left.errorbar(
-                mean.value, at + 0.18 * (1 - step), xerr=mean.half if record.seeds > 1 else None, fmt=marker, capsize=3,
-                color=colours[name], alpha=shade, label=f"{record.lengths[step]:,} tokens" if at == 0 else None,
-            )  # fmt: skip
-    left.set_yticks(range(len(record.variants)), list(reversed(record.variants)))
-    left.set_xlabel("bits per byte of held-out text (lower is better)")
-    left.set_title("The same bytes, read in rows of three lengths")
-    left.grid(axis="x", alpha=0.3)
-    legend = left.legend(title="row length", loc="best")
-    for handle in legend.legend_handles:
-        if handle is not None and hasattr(handle, "set_color"):
-            handle.set_color("0.3")
+    colours = dict(zip(record.variants, COLOURS, strict=False))
+    _by_length(left, record, colours)
+    _by_position(right, record, colours)
+    figure.suptitle(f"{record.size.tokens:,} bytes, {record.seeds} seeds, 95% intervals; {record.machine['device']}")
+    return figure
 
+
+def _by_length(axes: Axes, record: Record, colours: dict[str, str]) -> None:
+    names = record.variants[::-1]
+    for at, name in enumerate(names):
+        for step, mean in enumerate(record.means(name)):
+            error = mean.half if record.seeds > 1 else None
+            axes.errorbar(
+                mean.value, at + 0.2 * (1 - step), xerr=error, fmt="o^s"[step], capsize=3, color=colours[name]
+            )
+    for step, length in enumerate(record.lengths):
+        axes.plot([], [], "o^s"[step], color="0.3", label=f"{length:,} tokens")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("bits per byte of held-out text (lower is better)")
+    axes.set_title("The same bytes, read in rows of three lengths", loc="left", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(title="row length", frameon=False)
+
+
+def _by_position(axes: Axes, record: Record, colours: dict[str, str]) -> None:
     longest = record.lengths[-1]
     middle = [(i + 0.5) * longest / 16 for i in range(16)]
     for name in record.variants:
-        curves = [Mean.of(values) for values in zip(*(run.by_position for run in record.of(name)), strict=True)]
-        values = [curve.value for curve in curves]
-        right.plot(middle, values, color=colours[name], linewidth=1.8, label=name)
-        if record.seeds > 1:
-            low, high = ([c.value + sign * c.half for c in curves] for sign in (-1, 1))
-            right.fill_between(middle, low, high, color=colours[name], alpha=0.12, linewidth=0)
-    right.axvline(record.size.length, color="0.4", linestyle=":", linewidth=1)
-    right.annotate("trained to here", (record.size.length, 1), xycoords=("data", "axes fraction"), xytext=(4, -12),
-                   textcoords="offset points", fontsize=8, color="0.3")  # fmt: skip
-    right.set_xlabel(f"position in rows of {longest:,} tokens")
-    right.set_ylabel("bits per byte")
-    right.set_title("How far from the start of the row")
-    right.grid(alpha=0.3)
-    right.legend(fontsize=8)
-    return figure
+        means = [Mean.of(bits) for bits in zip(*(run.by_position for run in record.of(name)), strict=True)]
+        axes.plot(middle, [mean.value for mean in means], color=colours[name], label=name)
+    axes.axvline(record.size.length, color="0.4", linestyle=":", linewidth=1)
+    axes.annotate(
+        " trained to here", (record.size.length, 0.97), xycoords=("data", "axes fraction"), fontsize=8, color="0.3"
+    )
+    axes.set_xlabel(f"position in rows of {longest:,} tokens")
+    axes.set_ylabel("bits per byte, mean over seeds")
+    axes.set_title("By distance from the start of the row", loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
