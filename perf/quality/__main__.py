@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import platform
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -18,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from perf.quality import report
-from perf.quality.experiment import SIZES, VARIANTS, Run, Size, train_and_read
+from perf.quality import report, workers
+from perf.quality.experiment import SIZES, VARIANTS, Run, Size
 from perf.record import surroundings, write
 from swat_flex.plot import save
 from swat_flex.training import Corpus, read_corpus
@@ -78,38 +74,11 @@ def _experiment(size: Size, seeds: int, jobs: int, work: Path, corpus: Corpus, d
         task = progress.add_task("models", total=len(files))
         missing = [run for run, file in files.items() if not file.exists()]
         progress.update(task, completed=len(files) - len(missing))
-        for run in _train(missing, size, jobs, device):
+        for run in workers.train_all(missing, size, jobs, device):
             write(files[run.variant, run.seed], json.dumps(asdict(run)))
             last = run.loss[max(run.loss)]
             progress.update(task, advance=1, description=f"{run.variant}, seed {run.seed}: {last:.3f} bits per byte")
     return tuple(report.run_of(json.loads(file.read_text())) for file in files.values())
-
-
-def _train(missing: list[tuple[str, int]], size: Size, jobs: int, device: torch.device) -> Iterator[Run]:
-    """The runs as they end, in processes of their own."""
-    spawn = multiprocessing.get_context("spawn")
-    threads = 1 if device.type == "cpu" else os.cpu_count() or 1
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_prepare, initargs=(threads,)) as pool:
-        futures = [pool.submit(_run, name, size, seed, device.type) for name, seed in missing]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-_corpus: Corpus | None = None
-
-
-def _prepare(threads: int) -> None:
-    global _corpus  # noqa: PLW0603  # once per process
-    torch.set_num_threads(threads)
-    _corpus = read_corpus()
-
-
-def _run(variant: str, size: Size, seed: int, device: str) -> Run:
-    assert _corpus is not None  # _prepare ran first
-    return train_and_read(variant, size, seed, _corpus, torch.device(device))
 
 
 def _record(

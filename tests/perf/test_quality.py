@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from perf.quality import __main__ as quality
-from perf.quality import report, verdict
+from perf.quality import report, verdict, workers
 from perf.quality.experiment import MULTIPLES, SIZES, VARIANTS, Run, chunks, model_of, read, train_and_read
 from swat_flex.nn import SwatTransformer
 from swat_flex.training import read_corpus
@@ -83,6 +83,12 @@ def test_the_interval_is_students():
     assert verdict.Mean.of([1.0]).half == math.inf
 
 
+def test_a_process_of_its_own_trains_the_same_model(corpus):
+    here = train_and_read("SWAT 6:6", TINY, 1, corpus, torch.device("cpu"))
+    (there,) = workers.train_all([("SWAT 6:6", 1)], TINY, 1, torch.device("cpu"))
+    assert there.loss == pytest.approx(here.loss, rel=1e-5)
+
+
 def test_an_interrupted_experiment_goes_on(tmp_path, monkeypatch):
     """What is finished is read, not trained again; the record is read back and drawn."""
     trained = []
@@ -94,7 +100,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path, monkeypatch):
         if len(trained) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(quality, "_train", stop_after_three)
+    monkeypatch.setattr(quality.workers, "train_all", stop_after_three)
     call = ["--size", "tiny", "--seeds", "2", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json")]
     app = quality.app
     assert CliRunner().invoke(app, call).exit_code != 0
