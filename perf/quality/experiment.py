@@ -66,7 +66,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(hidden=24, layers=1, length=16, window=4, batch=2, steps=2, learning_rate=3e-3, chunks=2),
-    "cpu": Size(hidden=96, layers=3, length=256, window=64, batch=16, steps=500, learning_rate=3e-3, chunks=20),
+    "cpu": Size(hidden=96, layers=3, length=256, window=64, batch=16, steps=300, learning_rate=3e-3, chunks=20),
     "gpu": Size(hidden=384, layers=6, length=1024, window=256, batch=64, steps=300, learning_rate=1e-3, chunks=8),
 }
 
