@@ -101,7 +101,7 @@ def train_and_read(variant: str, size: Size, seed: int, corpus: Corpus, device: 
         trainer = Trainer(model_of(VARIANTS[variant], size), training, corpus, Path(folder), ranks=Ranks(device))
         trainer.run()
     losses = {times * size.length: read(trainer.model, corpus, size, times) for times in MULTIPLES}
-    longest = losses[MULTIPLES[-1] * size.length].unflatten(1, (16, -1))
+    longest = losses[MULTIPLES[-1] * size.length].reshape(size.chunks, 16, -1)
     return Run(
         variant=variant,
         seed=seed,
