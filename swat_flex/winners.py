@@ -62,6 +62,18 @@ class Call(NamedTuple):
             document_ids is not None, backward,
         )  # fmt: skip
 
+    @classmethod
+    def of_step(
+        cls, q: Tensor, keys: Tensor, values: Tensor, slopes: object, logit_bias: object, window: int
+    ) -> Call:  # fmt: skip
+        """Of T new queries and a ring: as many keys as any of them sees, however many slots the ring has."""
+        device = q.device
+        seen = (*keys.shape[:2], window + q.shape[2] - 1, keys.shape[3])
+        return cls(
+            q.shape, seen, values.shape[3], q.dtype, device, torch.get_num_threads() if device.type == "cpu" else 0,
+            window - 1, 0, "sigmoid", slopes is not None, logit_bias is not None, False, False,
+        )  # fmt: skip
+
     def problem(self) -> SwatProblem:
         batch, q_heads, q_len, head_dim = self.q_shape
         return SwatProblem(

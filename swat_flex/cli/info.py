@@ -13,6 +13,7 @@ from rich.table import Table
 import swat_flex
 from swat_flex import dispatch, winners
 from swat_flex.cli import machine, screen
+from swat_flex.decode import attend
 from swat_flex.problem import Backend, SwatProblem
 
 
@@ -28,6 +29,7 @@ def info() -> None:
         console.print(f"\n{name}: {machine.describe(device)}", style="bold")
         console.print(_backends(device))
         console.print(f"auto: {_choice(device)}")
+        console.print(f"swat_decode: {_decoding(device)}", soft_wrap=True)
 
 
 def _versions() -> dict[str, str]:
@@ -45,9 +47,14 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _backends(device: torch.device) -> Table:
+def _inference(device: torch.device) -> SwatProblem:
     training = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
-    inference = replace(training, needs_grad=False)
+    return replace(training, needs_grad=False)
+
+
+def _backends(device: torch.device) -> Table:
+    inference = _inference(device)
+    training = replace(inference, needs_grad=True)
     table = Table("backend", "works here", "why", box=box.SIMPLE)
     for name in get_args(Backend):
         if name == "auto":
@@ -59,6 +66,12 @@ def _backends(device: torch.device) -> Table:
         else:
             table.add_row(name, "yes", "supports float32 self-attention on this device")
     return table
+
+
+def _decoding(device: torch.device) -> str:
+    step = replace(_inference(device), q_len=1, kv_len=256)
+    reason = dispatch.why_not(step, "triton")
+    return f"{attend.AUTO}; triton by name: {reason or 'works here'}"
 
 
 def _choice(device: torch.device) -> str:

@@ -62,7 +62,7 @@ def tune(
     planned = plan(jobs, seconds) if jobs else []
     _print_plan(planned, seconds, console)
     if all(item.refusal for item in planned):
-        console.print("Nothing to tune here: take a smaller --shape, or more --seconds.")
+        console.print("Nothing to tune here, for the reasons above.")
         raise typer.Exit(1)
     with _Screen(console, planned) as live:
         tuned = hold(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
@@ -87,8 +87,11 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
         for name, cases in SETS.items():
             if preset in (name, "all"):
                 own = DTYPES[dtype] if dtype else cases.dtype
-                train = backward or cases.backward
-                specs += [Spec(s.problem(w, own, device.type, train), str(device)) for s, w in cases.cases]
+                train = not cases.decode and (backward or cases.backward)
+                specs += [
+                    Spec(s.problem(w, own, device.type, train), str(device), decode=cases.decode)
+                    for s, w in cases.cases
+                ]
     return specs
 
 

@@ -17,6 +17,7 @@ from swat_flex.window import Window
 
 DecodeBackend = Literal["auto", "triton", "banded"]
 BACKENDS: tuple[str, ...] = get_args(DecodeBackend)
+AUTO: DecodeBackend = "banded"  # until the kernels have a GPU record
 
 
 def swat_decode(
@@ -74,6 +75,7 @@ def swat_decode(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = head_dim**-0.5 if scale is None else float(scale)
+    backend = AUTO if backend == "auto" else backend
     reason = triton.supports(_problem(q, cache, slopes, logit_bias)) if backend == "triton" else None
     if reason is not None:
         raise NotImplementedError(f"backend='triton': {reason}")

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from swat_flex.backends.triton import TritonConfig
+from swat_flex.backends.triton import DecodeConfig, TritonConfig
 from swat_flex.backends.triton.config import runs_on
 from swat_flex.backends.triton.offline import compile_kernel
+from swat_flex.backends.triton.offline_decode import compile_decode
 from swat_flex.inspection import TARGETS, inspect_kernel
 from swat_flex.problem import SwatProblem
 
@@ -21,19 +22,28 @@ def of_device(device: str) -> tuple[str, int]:
     return f"sm_{properties.major}{properties.minor}", properties.shared_memory_per_block_optin
 
 
-def complaint(kernel: Any, problem: SwatProblem, config: TritonConfig, target: str, shared_limit: int) -> str | None:
-    """A reason to reject, or None: what the target lacks, too much shared memory, registers spilled within the loops.
+def complaint(
+    kernel: Any, problem: SwatProblem, config: TritonConfig | DecodeConfig, target: str, shared_limit: int
+) -> str | None:
+    """A reason to reject, or None: what the target lacks, too much shared memory, registers spilled within the loops;
+    half of a decode step's splits without a key.
 
     Args:
-        kernel: "forward", "query_gradient" or "key_gradients".
+        kernel: "forward", "query_gradient" or "key_gradients"; a DecodeConfig is the decode kernel's.
         problem: what it is compiled for.
         config: the candidate.
         target: "sm_90"; one that `swat_flex.inspection` does not know is judged by its shared memory alone.
         shared_limit: bytes of shared memory that a block may use.
     """
-    if not runs_on(kernel, config, target):
+    if isinstance(config, DecodeConfig):
+        empty = config.empty_splits(problem.kv_len)
+        if config.splits is not None and config.splits <= 2 * empty:  # half as many would do the same
+            return f"leaves {empty} of {config.splits} splits without a key"
+        compiled = compile_decode(problem, target, config=config)
+    elif runs_on(kernel, config, target):
+        compiled = compile_kernel(kernel, problem, target, config=config)
+    else:
         return f"asks for descriptors or warp specialisation, which the {kernel} kernel does not have on {target}"
-    compiled = compile_kernel(kernel, problem, target, config=config)
     if compiled.metadata.shared > shared_limit:
         return f"needs {compiled.metadata.shared:,} bytes of shared memory, and a block may use {shared_limit:,}"
     if target not in TARGETS:

@@ -10,6 +10,7 @@ import torch
 
 from autotune.search import FINAL_ROUNDS, FINALISTS, ROUNDS
 from swat_flex import dispatch
+from swat_flex.backends import triton
 from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import Job, SwatTask
 
@@ -58,6 +59,8 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
             "tune: expected 'sigmoid' or 'softmax' in float32, bfloat16 or float16, whose results can be checked, "
             f"got {problem.activation!r} in {problem.dtype}"
         )
+    if spec.decode:
+        return [_decode_job(spec, backend)]
     if backend == "auto":
         candidates = [name for name in dispatch.BACKENDS if dispatch.why_not(problem, name) is None]
         if problem.device_type == "cpu":
@@ -75,6 +78,15 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
     return [*jobs, Job(dispatch.BACKEND.name, "auto", spec)] if len(candidates) > 1 else jobs
 
 
+def _decode_job(spec: Spec, backend: str) -> Job:
+    """The search of a step; where "auto" cannot hold it here, the plan says why."""
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"backend: expected one that has something to tune in decoding, triton, got {backend!r}")
+    if backend == "triton" and (reason := triton.supports(spec.problem)):
+        raise NotImplementedError(f"backend='triton': {reason}")
+    return Job(triton.DECODE.name, "triton", spec)
+
+
 def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
     """Equal shares of the time, and what each is enough for."""
     return [_planned(job, seconds / len(jobs)) for job in jobs]
@@ -82,6 +94,8 @@ def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
 
 def _planned(job: Job, seconds: float) -> Planned:
     size = len(job.find().space(job.spec.problem).candidates)
+    if job.spec.decode and (reason := triton.supports(job.spec.problem)):
+        return Planned(job, size, 0, 0.0, seconds, 0.0, f"{reason}; what decodes here has nothing to tune")
     device = torch.device(job.spec.device)
     if device.type != "cpu":
         return Planned(

@@ -53,11 +53,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of problems, each (shape, window)."""
+    """A named set of problems, each (shape, window), of `flex_swat` or of `swat_decode`."""
 
     cases: tuple[tuple[Shape, WindowLike], ...]
     dtype: torch.dtype
     backward: bool
+    decode: bool = False
 
 
 PRESETS = {
@@ -67,11 +68,11 @@ PRESETS = {
               for window in (1024, 4096) if window < n),
         torch.bfloat16, backward=True,
     ),
-    # One new token against a cache of `window` keys.
+    # One new token against a ring of `window` keys.
     "decode": Preset(
         tuple((Shape(batch, 32, 8, window, 128, queries=1), window) for batch in (1, 16, 128)
               for window in (1024, 4096)),
-        torch.bfloat16, backward=False,
+        torch.bfloat16, backward=False, decode=True,
     ),
     # 340M parameters as 16 heads of 64, at the paper's length; its text does not say which window: three.
     "paper-340m": Preset(

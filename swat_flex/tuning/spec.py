@@ -24,11 +24,13 @@ class Spec:
         problem: `needs_grad` tells whether the backward is tuned too.
         device: "cpu", "cuda:0".
         document_ids: on the CPU, `[B, Lk]` or `[Lk]`; None draws four documents where the problem has any.
+        decode: a step of `swat_decode`, of q_len new tokens and the kv_len = window + q_len − 1 keys they see.
     """
 
     problem: SwatProblem
     device: str
     document_ids: Tensor | None = None
+    decode: bool = False
 
     def __str__(self) -> str:
         p = self.problem
@@ -66,6 +68,15 @@ class Inputs:
             self._draw(p.kv_heads, p.kv_len, p.head_dim),
             self._draw(p.kv_heads, p.kv_len, p.value_dim),
         )
+
+    @cached_property
+    def ring(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys, values, length) of a full ring that holds k and v, and wraps in another slot in each row."""
+        _, k, v = self.qkv
+        slots = k.shape[2]
+        length = slots + (torch.arange(k.shape[0]) * 37 + slots // 3) % slots
+        keys, values = (torch.stack([x.roll(n, 1) for x, n in zip(xs, length.tolist(), strict=True)]) for xs in (k, v))
+        return keys, values, length.to(k.device)
 
     @cached_property
     def grad(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autotune import Clock, Rejected, WallClock, clock_for
 from swat_flex import dispatch, winners
 from swat_flex.api import flex_swat
+from swat_flex.backends import triton
 from swat_flex.tuning.check import Truth
 from swat_flex.tuning.spec import Inputs, Spec
 from swat_flex.winners import Tunable
@@ -37,8 +38,9 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self) -> Tunable[Any]:
-        if self.tunable == dispatch.BACKEND.name:
-            return dispatch.BACKEND
+        for tunable in (dispatch.BACKEND, triton.DECODE):
+            if self.tunable == tunable.name:
+                return tunable
         of_backend = dispatch.BACKENDS[self.backend].tunables(self.spec.problem)
         return next(tunable for tunable in of_backend if tunable.name == self.tunable)
 
@@ -132,6 +134,13 @@ def _backward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
     return dict(zip(("dq", "dk", "dv"), gradients, strict=True))
 
 
+def _decode(backend: str, inputs: Inputs, grad: Tensor) -> Results:
+    """A step of the decode kernel, through its operator."""
+    q, options, problem = inputs.qkv[0], inputs.options, inputs.problem
+    window, scale = problem.kv_len - problem.q_len + 1, problem.head_dim**-0.5
+    return {"out": triton.swat_decode(q, *inputs.ring, options["slopes"], options["logit_bias"], window, scale)}
+
+
 # What is timed for a tunable; the others' configurations serve the whole call.
 _PASSES: dict[str, Callable[[str, Inputs, Tensor], Results]] = {
     "banded.forward": _forward,
@@ -139,6 +148,7 @@ _PASSES: dict[str, Callable[[str, Inputs, Tensor], Results]] = {
     "triton.forward": _forward,
     "triton.query_gradient": _backward,
     "triton.key_gradients": _backward,
+    "triton.decode": _decode,
 }
 
 

@@ -1,9 +1,13 @@
-"""Decoding on a CUDA device: against the reference, in a CUDA graph, compiled, to the bit."""
+"""Decoding on a CUDA device: against the reference, in a CUDA graph, compiled, to the bit, tuned."""
+
+import dataclasses
 
 import pytest
 import torch
 
 from swat_flex import RingCache, swat_decode, swat_prefill
+from swat_flex.backends.triton import decode_op
+from swat_flex.problem import SwatProblem
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
 pytestmark = pytest.mark.gpu
@@ -117,3 +121,19 @@ def test_nothing_waits_for_the_device():
         everything()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_tuned_step_runs_its_winner(monkeypatch):
+    from swat_flex.tuning.plan import jobs_of, plan
+    from swat_flex.tuning.search import hold
+    from swat_flex.tuning.spec import Spec
+
+    of = SwatProblem.of_self_attention(8, 256, 64, torch.bfloat16, "cuda", 256)
+    spec = Spec(dataclasses.replace(of, kv_heads=2, q_len=1, needs_grad=False), "cuda:0", decode=True)
+    (outcome,) = hold(plan(jobs_of(spec, "auto", 15), 15), 15, lambda *_: None, lambda _: None).outcomes
+    assert outcome.saved
+    launch, launched = decode_op._launch, []
+    monkeypatch.setattr(decode_op, "_launch", lambda config, *rest: launched.append(config) or launch(config, *rest))
+    cache = RingCache(1, 2, 256, 64, dtype=torch.bfloat16, device="cuda:0")
+    step(*(x.cuda() for x in inputs(1, torch.bfloat16, batch=1)), cache)
+    assert launched == [outcome.result.winner]

@@ -8,9 +8,8 @@ import pytest
 import torch
 from pairwise import pairwise
 
-from swat_flex import RingCache, swat_decode
+from swat_flex import RingCache, swat_decode, winners
 from swat_flex.backends import banded, triton
-from swat_flex.backends.triton import decode_op
 from swat_flex.backends.triton.config import DecodeConfig
 from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
 
@@ -46,9 +45,9 @@ def poisoned_buffers(monkeypatch):
     monkeypatch.setattr(torch, "empty_permuted", poisoned(torch.empty_permuted))
 
 
-def split(monkeypatch, splits):
-    if splits is not None:
-        monkeypatch.setattr(decode_op, "decode_configuration", lambda *_: (DecodeConfig(32, 4, 1, splits),))
+def split(splits):
+    """Force a number of splits; None is the default."""
+    return winners.using({} if splits is None else {"triton.decode": DecodeConfig(32, 4, 1, splits)})
 
 
 def filled(case):
@@ -89,10 +88,10 @@ def full(function, q, keys_values, counts, window, options, rows):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_it_is_the_forward_within_budget(case, monkeypatch):
+def test_it_is_the_forward_within_budget(case):
     q, cache, options, keys_values, counts = filled(case)
-    split(monkeypatch, case["splits"])
-    actual = run(triton, q, cache, options)
+    with split(case["splits"]):
+        actual = run(triton, q, cache, options)
     exact, rough = (
         full(f, q, keys_values, counts, cache.window, options, q.shape[2]) for f in (exact_swat, rough_swat)
     )
@@ -109,12 +108,13 @@ def a_step(window=300, **changes):
     return filled(given | changes)
 
 
-def test_a_split_of_any_size_is_the_same_sum(monkeypatch):
+def test_a_split_of_any_size_is_the_same_sum():
     q, cache, options, *_ = a_step(dtype=torch.float32)
     expected = run(banded, q, cache, options)
     for splits in (1, 2, 7, 17, 40):  # more than there are tiles of keys, more than one tile of parts
-        split(monkeypatch, splits)
-        torch.testing.assert_close(run(triton, q, cache, options), expected, atol=2e-5, rtol=1e-5)
+        with split(splits):
+            actual = run(triton, q, cache, options)
+        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_it_runs_when_asked_for_by_name():

@@ -119,6 +119,8 @@ def test_other_head_dimensions_compile(head_dim, dtype):
     ],
 )
 def test_a_small_batch_is_split_until_it_fills_the_device(programs, slots, splits):
-    chosen, smallest = decode_configurations(programs, 16, slots, 128, 2, 132)
-    assert chosen == DecodeConfig(64, 4, 3, splits)
+    chosen, smallest = decode_configurations(16, 128, 2)
+    assert chosen == DecodeConfig(64, 4, 3)
+    assert chosen.splits_of(programs, slots, 132) == splits
+    assert DecodeConfig(64, 4, 3, 5).splits_of(programs, slots, 132) == 5
     assert (smallest.block_n, smallest.stages) == (16, 1)

@@ -13,7 +13,7 @@ import torch
 from swat_flex.backends.flex import FlexConfig
 from swat_flex.backends.flex.config import rows_are_safe
 from swat_flex.backends.flex.op import FLEX
-from swat_flex.backends.triton import TritonConfig, configuration
+from swat_flex.backends.triton import DECODE, DecodeConfig, TritonConfig, configuration
 from swat_flex.problem import SwatProblem
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
@@ -42,6 +42,56 @@ def test_machine_code_rules_candidates_out(config, reason):
 
     found = complaint("forward", problem(), config, "sm_90", H100_SHARED)
     assert found is None if reason is None else reason in found
+
+
+def step(window=1024, tokens=1, **changes):
+    """Of new tokens against the keys they see."""
+    return problem(window, False, q_len=tokens, kv_len=window + tokens - 1, kv_heads=2, **changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (DECODE.default(step()), None),
+        (DecodeConfig(64, 4, 2, 8), None),
+        (DecodeConfig(64, 4, 2, 32), "leaves 16 of 32 splits without a key"),
+        (DecodeConfig(128, 4, 5), "bytes of shared memory"),
+    ],
+    ids=str,
+)
+def test_machine_code_rules_steps_out(config, reason):
+    pytest.importorskip("triton")
+    from swat_flex.tuning.facts import complaint
+
+    found = complaint("decode", step(), config, "sm_90", 100_000)
+    assert found is None if reason is None else reason in found
+
+
+def test_a_step_asks_for_the_decode_kernel_alone():
+    spec = Spec(step(tokens=4), "cuda:0", decode=True)
+    (item,) = plan(jobs_of(spec, "auto", 600), 600)  # without touching the device
+    assert item.job.tunable == "triton.decode"
+    assert item.refusal == ""
+    assert 2 <= item.candidates <= item.size
+    with pytest.raises(ValueError, match="got 'flex'"):
+        jobs_of(spec, "flex", 60)
+
+
+def test_steps_of_one_bucket_share_one_space():
+    """What one of them measured, all others can run."""
+    shared = [step(window, batch=batch) for window, batch in ((1986, 33), (2048, 64), (2000, 50))]
+    assert len({str(DECODE.bucket(of)) for of in shared}) == 1
+    assert len({DECODE.space(of).candidates for of in shared}) == 1
+    for of in (*shared, step(1), step(16, 16), step(64, head_dim=256, dtype=torch.float32)):
+        space = DECODE.space(of)
+        assert space.default == DECODE.default(of)
+        assert all(config.is_valid() for config in space.candidates)
+        splits = {config.splits for config in space.candidates}
+        assert splits >= {None, 1}
+        assert all(2 * DecodeConfig(16, 4, 1, n).empty_splits(of.kv_len) < n for n in splits - {None})
+    for wrong in (DecodeConfig(48, 4, 1), DecodeConfig(8, 4, 1), DecodeConfig(64, 3, 1), DecodeConfig(64, 4, 0),
+                  DecodeConfig(64, 4, 1, 0)):  # fmt: skip
+        assert not wrong.is_valid()
 
 
 def test_a_gpu_problem_asks_for_every_search_of_ours():

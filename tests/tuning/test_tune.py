@@ -164,6 +164,8 @@ def test_the_command_plans_measures_and_says_where_it_saved(measured, few):
         ((*SHAPE, "--backend", "naive"), ("--backend", "banded", "'naive'")),
         ((*SHAPE, "--backend", "triton"), ("--backend", "need a GPU")),
         ((*SHAPE, "--device", "cuda:9"), ("--device", "'cuda:9'")),
+        (("--preset", "decode", "--backend", "triton"), ("--backend", "need a GPU")),
+        (("--preset", "decode", "--backend", "flex"), ("--backend", "'flex'")),
         (("--preset", "train-9b"), ("--preset", "train-7b", "'train-9b'")),
     ],
 )
@@ -179,6 +181,16 @@ def test_a_preset_that_is_too_much_for_this_machine_says_so(measured, monkeypatc
     assert result.exit_code == 1
     assert "left out: banded.forward, B4 H32 L4,096 D128" in result.output
     assert "Nothing to tune" in result.output
+    assert not measured.exists()
+
+
+def test_the_decode_preset_says_what_it_needs(measured):
+    result = command("--preset", "decode", "--seconds", "5")
+    assert result.exit_code == 1
+    told = " ".join(result.output.split())
+    assert "left out: triton.decode, B1 H32/8 L1 of 1,024 D128 window 1024 bfloat16: " in told
+    assert "the kernels need a GPU, got cpu; what decodes here has nothing to tune" in told
+    assert "Nothing to tune" in told
     assert not measured.exists()
 
 

@@ -105,39 +105,63 @@ class DecodeConfig:
     block_n: keys in a tile.
     warps: of one program.
     stages: tiles in flight.
-    splits: programs that share the keys of one key head; their sums are added by a second kernel.
+    splits: programs that share the keys of one key head; their sums are added by a second kernel. None is as many as
+        fill the device, whatever the batch.
     """
 
     block_n: int
     warps: int
     stages: int
-    splits: int
+    splits: int | None = None
+
+    def is_valid(self) -> bool:
+        """Tiles that a matrix product takes, and at least one of everything."""
+        powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_n, self.warps))
+        return powers and self.block_n >= 16 and self.stages >= 1 and (self.splits is None or self.splits >= 1)
+
+    def splits_of(self, programs: int, slots: int, multiprocessors: int) -> int:
+        """Splits of a launch.
+
+        A copy-bound kernel wants bytes in flight on every multiprocessor: unless told otherwise as many splits as give
+        each about four programs, but at least two tiles of keys to a split.
+
+        Args:
+            programs: of one split.
+            slots: of the ring.
+            multiprocessors: of the device.
+        """
+        if self.splits is not None:
+            return self.splits
+        return max(min(4 * multiprocessors // programs, slots // (2 * self.block_n)), 1)
+
+    def empty_splits(self, slots: int) -> int:
+        """Splits that a full ring of so many slots leaves without a key."""
+        if self.splits is None:
+            return 0
+        tiles = -(-slots // self.block_n)
+        return self.splits - -(-tiles // -(-tiles // self.splits))
 
 
-def decode_configurations(
-    programs: int, rows: int, slots: int, padded_dim: int, itemsize: int, multiprocessors: int
-) -> tuple[DecodeConfig, ...]:
+def decode_configurations(rows: int, padded_dim: int, itemsize: int) -> tuple[DecodeConfig, ...]:
     """What to run, and what to run instead where that does not fit into the device's shared memory.
 
-    A copy-bound kernel wants bytes in flight on every multiprocessor: as many splits as give each about four programs,
-    but at least two tiles of keys to a split.
-
     Args:
-        programs: of one split.
         rows: queries in a tile.
-        slots: of the ring.
         padded_dim: the larger of the padded head dimensions.
         itemsize: bytes per element.
-        multiprocessors: of the device.
     """
     if itemsize == 4:
         block, stages = 32, 2
     else:
         block, stages = (64, 4) if padded_dim <= 64 else (64, 3) if padded_dim <= 128 else (32, 3)
     warps = 8 if rows * padded_dim > 32 * 128 else 4  # the sums of a large tile need more registers than 4 warps have
+    return DecodeConfig(block, warps, stages), DecodeConfig(16, warps, 1)
 
-    def cut(block_n: int, stages: int) -> DecodeConfig:
-        splits = min(4 * multiprocessors // programs, slots // (2 * block_n))
-        return DecodeConfig(block_n, warps, stages, max(splits, 1))
 
-    return cut(block, stages), cut(16, 1)
+def decode_values(slots: int) -> dict[str, tuple[int | None, ...]]:
+    """By field of DecodeConfig: the values worth trying; splits with a tile of keys for each, of 16 at least.
+
+    The same for all rings between two powers of two, which share measurements.
+    """
+    splits = (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n == 1 or 16 * n < slots)
+    return {"block_n": (16, 32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3, 4, 5), "splits": (None, *splits)}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swat_flex import winners
 from swat_flex.backends.operator import define_decode, empty_output
-from swat_flex.backends.triton.config import DecodeConfig, decode_configurations
+from swat_flex.backends.triton.config import DecodeConfig, decode_configurations, decode_values
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.op import FLOAT16_SHIFT, _kind, _on
+from swat_flex.problem import SwatProblem
+from swat_flex.winners import Call, Tunable
 
+FILES = ("decode_op.py", "decode.py", "config.py", "sigmoid.py", "tiles.py")  # config.py: how many splits None is
 MAX_ROWS = 64  # queries of one program: those of a group beyond read its keys again
 
 
@@ -20,12 +25,37 @@ def row_tile(rows: int) -> int:
     return min(MAX_ROWS, padded(rows))
 
 
-def decode_configuration(q: Tensor, keys: Tensor, values: Tensor) -> tuple[DecodeConfig, ...]:
-    """What a call runs with, and what it runs with instead where that does not fit the device."""
-    rows, tile = _rows(q, keys)
-    programs = q.shape[0] * keys.shape[1] * -(-rows // tile)
+def decode_configuration(problem: SwatProblem) -> DecodeConfig:
+    """What a step runs with where nothing was measured.
+
+    Args:
+        problem: T queries (q_len) against the window + T − 1 keys (kv_len) that any of them sees.
+    """
+    rows = row_tile(problem.q_heads // problem.kv_heads * problem.q_len)
+    widest = max(padded(problem.head_dim), padded(problem.value_dim))
+    return decode_configurations(rows, widest, problem.dtype.itemsize)[0]
+
+
+DECODE: Tunable[DecodeConfig] = Tunable(
+    name="triton.decode",
+    config_type=DecodeConfig,
+    choices=lambda problem: decode_values(problem.kv_len),
+    is_valid=DecodeConfig.is_valid,
+    default=decode_configuration,
+    files=tuple(Path(__file__).with_name(name) for name in FILES),
+)
+
+
+def _candidates(
+    q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, window: int
+) -> tuple[DecodeConfig, ...]:
+    """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+    if (forced := winners.forced(DECODE)) is not None:
+        return (forced,)
+    winner = winners.lookup(DECODE, Call.of_step(q, keys, values, slopes, logit_bias, window))
     widest = max(padded(q.shape[3]), padded(values.shape[3]))
-    return decode_configurations(programs, tile, keys.shape[2], widest, q.element_size(), _multiprocessors(q.device))
+    defaults = decode_configurations(_rows(q, keys)[1], widest, q.element_size())
+    return defaults if winner is None else (winner, *defaults)
 
 
 def _rows(q: Tensor, keys: Tensor) -> tuple[int, int]:
@@ -48,7 +78,7 @@ def _decode(
 
     vectors = tuple(None if x is None else x.contiguous() for x in (slopes, logit_bias))
     inputs = (q, keys, values, length.contiguous(), *vectors)
-    *larger, smallest = decode_configuration(q, keys, values)
+    *larger, smallest = _candidates(q, keys, values, slopes, logit_bias, window)
     with _on(q):
         for config in larger:
             try:
@@ -68,19 +98,20 @@ def _launch(config: DecodeConfig, inputs: tuple[Any, ...], window: int, scale: f
     rows, tile = _rows(q, keys)
     dims = {"DV": value_dim, "BDV": padded(value_dim)}
     out = parts = empty_output(q, value_dim)
-    if config.splits > 1:
-        parts = torch.empty(config.splits, *out.shape, dtype=torch.float32, device=q.device)
+    programs = -(-rows // tile) * kv_heads * batch
+    splits = config.splits_of(programs, slots, _multiprocessors(q.device))
+    if splits > 1:
+        parts = torch.empty(splits, *out.shape, dtype=torch.float32, device=q.device)
     strides = (q.stride(), keys.stride(), values.stride(), parts.stride()[-4:])
-    grid = (config.splits * -(-rows // tile) * kv_heads * batch,)
-    kernels.decode_kernel[grid](
+    kernels.decode_kernel[(splits * programs,)](
         *inputs, parts, *strides, out.numel(), tokens, slots, window, scale, kv_heads, q_heads // kv_heads,
-        config.splits, D=head_dim, BD=padded(head_dim), **dims, SHIFT=FLOAT16_SHIFT if q.dtype == torch.float16 else 0,
+        splits, D=head_dim, BD=padded(head_dim), **dims, SHIFT=FLOAT16_SHIFT if q.dtype == torch.float16 else 0,
         KIND=_kind(q, "sigmoid"), ONE=tokens == 1, BM=tile, BN=config.block_n, STAGES=config.stages,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
-    if config.splits > 1:
+    if splits > 1:
         kernels.sum_splits_kernel[(out.numel() // value_dim,)](
-            parts, out, out.stride(), out.numel(), tokens, q_heads, config.splits, **dims, BS=16, num_warps=4
+            parts, out, out.stride(), out.numel(), tokens, q_heads, splits, **dims, BS=16, num_warps=4
         )
     return out
 

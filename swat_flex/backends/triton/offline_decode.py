@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from swat_flex.backends.triton.config import DecodeConfig, decode_configurations
-from swat_flex.backends.triton.decode_op import row_tile
+from swat_flex.backends.triton.config import DecodeConfig
+from swat_flex.backends.triton.decode_op import decode_configuration, row_tile
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.offline import _TYPES
 from swat_flex.backends.triton.op import FLOAT16_SHIFT
@@ -16,11 +17,15 @@ MULTIPROCESSORS = 132  # of the Hopper GPUs; they decide the number of splits
 
 def offline_configuration(problem: SwatProblem) -> DecodeConfig:
     """What a step runs with: `problem.q_len` new tokens against a ring of `problem.kv_len` slots."""
+    config = decode_configuration(problem)
+    return replace(config, splits=splits_of(config, problem))
+
+
+def splits_of(config: DecodeConfig, problem: SwatProblem, multiprocessors: int = MULTIPROCESSORS) -> int:
+    """Splits of a launch for this problem."""
     rows = problem.q_heads // problem.kv_heads * problem.q_len
     programs = problem.batch * problem.kv_heads * -(-rows // row_tile(rows))
-    widest = max(padded(problem.head_dim), padded(problem.value_dim))
-    itemsize = problem.dtype.itemsize
-    return decode_configurations(programs, row_tile(rows), problem.kv_len, widest, itemsize, MULTIPROCESSORS)[0]
+    return config.splits_of(programs, problem.kv_len, multiprocessors)
 
 
 def compile_decode(problem: SwatProblem, target: str, *, config: DecodeConfig | None = None) -> Any:
@@ -52,7 +57,7 @@ def compile_decode(problem: SwatProblem, target: str, *, config: DecodeConfig | 
         "ONE": problem.q_len == 1, "BM": row_tile(group * problem.q_len), "BN": config.block_n, "STAGES": config.stages,
     }  # fmt: skip
     pointers = {"q": f"*{element}", "keys": f"*{element}", "values": f"*{element}", "length": "*i64",
-                "out": "*fp32" if config.splits > 1 else f"*{element}"}  # fmt: skip
+                "out": "*fp32" if splits_of(config, problem) > 1 else f"*{element}"}  # fmt: skip
     pointers |= {name: "*fp32" for name in ("slopes", "logit_bias") if getattr(problem, f"has_{name}")}
     whole = {"tokens": problem.q_len, "group": group}
     constants |= {name: None for name in ("slopes", "logit_bias") if name not in pointers}
