@@ -67,7 +67,7 @@ def flex_swat(
 
     Source: SWAT, arXiv 2502.18845, Eq. 5.
     """
-    q, k, v, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    q, k, v, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     choice = dispatch.choose(problem, backend)
     if choice.backend == "naive":
         return reference.attend(q, k, v, problem.window, slopes, scale, logit_bias, document_ids, activation)
@@ -114,7 +114,7 @@ def explain(
     >>> print(explain(*torch.randn(3, 1, 8, 1024, 64).unbind(), window=256))  # doctest: +ELLIPSIS
     banded: ...
     """
-    *_, problem = _describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    *_, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     choice = dispatch.choose(problem, backend)
     others = {
         name: dispatch.why_not(problem, name) or "not the choice for this device"
@@ -126,7 +126,7 @@ def explain(
     return Explanation(choice.backend, choice.why, str(configuration or "none"), "default", others)
 
 
-def _describe(
+def describe(
     q: Tensor,
     k: Tensor,
     v: Tensor,

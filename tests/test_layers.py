@@ -23,6 +23,7 @@ ARROWS = {
     "backends": {"modifiers", "window", "positions", "problem"},
     "dispatch": {"problem", "window", "backends"},
     "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
+    "distributed": {"api", "validation", "problem", "window", "dispatch"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
