@@ -115,12 +115,12 @@ def test_wrong_meshes_and_lengths(of_ranks):
 
 @pytest.mark.parametrize("when", ["call", "exchange", "backward"])
 def test_a_dead_rank_is_an_error_on_the_others_not_a_hang(when):
-    timeout = 4
+    timeout = 8
     first, dead, last = run(calls.bereaved, RANKS, when, timeout=timeout, seconds=60, may_die=True)
     assert dead is None
     for rank, found in ((0, first), (2, last)):
         assert found is not None
         seconds, text = found
-        assert seconds < 3 * timeout
+        assert seconds < timeout + 4  # s, of a busy machine
         assert text.startswith(f"context_parallel_swat: rank {rank} of its mesh lost the connection while ")
         assert "a rank has died" in text
