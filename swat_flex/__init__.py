@@ -1,6 +1,8 @@
 """Sliding-window sigmoid attention (SWAT, arXiv 2502.18845)."""
 
 from swat_flex.api import Explanation, explain, flex_swat
+from swat_flex.decode import RingCache, swat_decode, swat_prefill
+from swat_flex.nn import SwatAttention, SwatConfig, SwatTransformer
 from swat_flex.positions import (
     alibi_slopes,
     apply_rope,
@@ -14,6 +16,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Explanation",
+    "RingCache",
+    "SwatAttention",
+    "SwatConfig",
+    "SwatTransformer",
     "alibi_slopes",
     "apply_rope",
     "balanced_alibi_slopes",
@@ -22,4 +28,6 @@ __all__ = [
     "explain",
     "flex_swat",
     "naive_swat",
+    "swat_decode",
+    "swat_prefill",
 ]

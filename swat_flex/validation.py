@@ -44,16 +44,21 @@ def check(
     """Raise for the first rule broken. Call `check_kinds` before."""
     _check_tensors(q, k, v)
     _check_window(window)
-    _check_slopes(slopes, q)
-    if scale is not None and not _is_number(scale):
-        raise TypeError(f"scale: expected a float or None, got {type(scale).__name__}")
-    _check_logit_bias(logit_bias, q)
+    check_logits(q, slopes, scale, logit_bias)
     if document_ids is not None:
         _check_document_ids(document_ids, k)
     _check_name("activation", activation, ACTIVATIONS)
     _check_name("backend", backend, BACKENDS)
     if q.dtype == torch.float64 and q.device.type != "cpu" and backend != "naive":
         raise ValueError(f"q: expected float64 on a CPU only (or backend='naive'), got it on {q.device}")
+
+
+def check_logits(q: Tensor, slopes: Slopes, scale: float | None, logit_bias: Tensor | float | None) -> None:
+    """What makes the logits of the queries q beside their keys."""
+    _check_slopes(slopes, q)
+    if scale is not None and not _is_number(scale):
+        raise TypeError(f"scale: expected a float or None, got {type(scale).__name__}")
+    _check_logit_bias(logit_bias, q)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -80,6 +80,37 @@ def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Ten
     return swat
 
 
+def define_decode(name: str, run: Forward) -> Callable[..., Tensor]:
+    """Register `swat_flex::name_decode`: the newest queries against a ring of keys; it has no gradient.
+
+    Args:
+        name: the backend's.
+        run: `(q, keys, values, length, slopes, logit_bias, window, scale)` to the output `[B, Hq, T, Dv]`, as
+            `empty_output` makes it. keys and values are `[B, Hkv, slots, ·]`, position p in slot p % slots, slots ≥
+            window + T − 1; length is `[B]` int64: row t of q is position length − T + t. No input is empty.
+
+    Returns:
+        The operator, called as `run` is, on validated arguments; an empty q gives an empty output.
+    """
+
+    def decode(
+        q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+        window: int, scale: float,
+    ) -> Tensor:  # fmt: skip
+        if q.numel() == 0:
+            return empty_output(q, values.shape[3])
+        return run(q, keys, values, length, slopes, logit_bias, window, scale)
+
+    schema = (
+        "(Tensor q, Tensor keys, Tensor values, Tensor length, Tensor? slopes, Tensor? logit_bias, SymInt window, "
+        "float scale) -> Tensor"
+    )
+    op = torch.library.custom_op(f"swat_flex::{name}_decode", decode, mutates_args=(), schema=schema)
+    op.register_fake(lambda q, keys, values, *_: empty_output(q, values.shape[3]))
+    register_flop_formula(getattr(torch.ops.swat_flex, f"{name}_decode"))(_decode_flops)
+    return op
+
+
 def empty_output(q: Tensor, value_dim: int) -> Tensor:
     """`[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
     order = sorted(range(4), key=q.stride, reverse=True)
@@ -119,3 +150,8 @@ def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
 
 def _backward_flops(grad: Any, *inputs: Any, **_: Any) -> int:
     return 5 * _forward_flops(*inputs) // 2
+
+
+def _decode_flops(q: Any, keys: Any, values: Any, *rest: Any, **_: Any) -> int:
+    """Of full windows: how many tokens a ring holds is known on its device alone."""
+    return int(2 * q[0] * q[1] * q[2] * rest[3] * (q[3] + values[3]))

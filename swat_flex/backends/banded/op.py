@@ -36,7 +36,7 @@ _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  #
 
 
 @contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
+def exact_products(device_type: str) -> Iterator[None]:
     """IEEE float32 products and no autocast inside the operator, whatever holds outside."""
     matmul = {"cuda": torch.backends.cuda.matmul, "cpu": _CPU_MATMUL}.get(device_type)
     allowed = "ieee" if matmul is None else matmul.fp32_precision
@@ -62,7 +62,7 @@ def _forward(
 ) -> Tensor:
     out = empty_output(q, v.shape[3])
     band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
-    with _exact_products(q.device.type):
+    with exact_products(q.device.type):
         for group in band.groups():
             for blocks, span in band.segments():
                 k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
@@ -94,7 +94,7 @@ def _backward(
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
     per_tile: dict[int, list[Tensor]] = {}
-    with _exact_products(q.device.type):
+    with exact_products(q.device.type):
         for group in band.groups():
             dk_sum, dv_sum = band.accumulator(dk, group), band.accumulator(dv, group)
             for blocks, span in band.segments():

@@ -1,0 +1,170 @@
+"""`swat_decode` and `swat_prefill`: attention of new tokens to a `RingCache`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swat_flex import validation
+from swat_flex.api import flex_swat
+from swat_flex.backends import banded
+from swat_flex.decode.ring import RingCache, kept_first, take_tokens
+from swat_flex.positions import slopes_of
+from swat_flex.problem import Activation, Backend, Slopes
+
+
+def swat_decode(
+    q: Tensor,
+    cache: RingCache,
+    *,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+) -> Tensor:
+    """Attention of the newest tokens, whose keys and values have already been appended: the last rows of `flex_swat`.
+
+    Row t is position length − T + t and sees the `window` keys up to itself. A row of the batch with fewer tokens than
+    that gives 0 there. A slot that no query of its batch row sees is not read on a CPU or by the triton kernel, and has
+    no influence elsewhere, NaN included; a NaN or infinite value that one of T queries sees may reach the others.
+
+    >>> cache = RingCache(batch=1, heads=2, window=4, head_dim=8)
+    >>> cache.append(torch.randn(1, 2, 1, 8), torch.randn(1, 2, 1, 8))
+    >>> swat_decode(torch.randn(1, 6, 1, 8), cache).shape
+    torch.Size([1, 6, 1, 8])
+
+    Args:
+        q: `[B, Hq, T, D]` in the cache's dtype (cast to it under autocast), T ≤ cache.queries; Hq a multiple of the
+            cache's heads.
+        cache: with the T tokens appended.
+        slopes, scale, logit_bias: as in `flex_swat`.
+
+    Returns:
+        `[B, Hq, T, Dv]` in q's dtype, its axes in memory in q's order. Sums are float32, float64 for float64.
+
+    Raises:
+        TypeError, ValueError: an argument that breaks a rule above.
+        RuntimeError: q, slopes or logit_bias requires a gradient, which decoding does not have (`swat_prefill` does).
+    """
+    _check_cache(cache)
+    q = cache.cast(q)
+    _check_queries(q, cache)
+    validation.check_logits(q, slopes, scale, logit_bias)
+    if q.shape[2] > cache.queries:
+        raise ValueError(f"q: expected at most the cache's queries = {cache.queries} new tokens, got {q.shape[2]}")
+    if torch.is_grad_enabled():
+        for name, x in (("q", q), ("slopes", slopes), ("logit_bias", logit_bias)):
+            if isinstance(x, Tensor) and x.requires_grad:
+                raise RuntimeError(
+                    f"{name}: expected no gradient to be required, got requires_grad=True: decode under "
+                    "torch.no_grad() or torch.inference_mode(), or use swat_prefill, which has one"
+                )
+    heads, head_dim = q.shape[1], q.shape[3]
+    if logit_bias is not None and not isinstance(logit_bias, Tensor):
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    decode = banded.decode
+    return decode(
+        q, cache.keys, cache.values, cache.length, slopes_of(slopes, heads, q), logit_bias, cache.window, scale
+    )
+
+
+def swat_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: RingCache,
+    *,
+    mask: Tensor | None = None,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    activation: Activation = "sigmoid",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Attention of a chunk of any length to the cached keys and to itself; then the chunk is appended.
+
+    A prompt may come in chunks of any sizes: the results are those of one call. Distances count kept tokens, so padding
+    at either side, or anywhere, makes no difference. Gradients flow through the chunk, not through the cache.
+
+    Args:
+        q: `[B, Hq, T, D]` in the cache's dtype (cast to it under autocast); Hq a multiple of the cache's heads.
+        k: `[B, heads, T, D]`.
+        v: `[B, heads, T, Dv]`.
+        cache: what came before; the chunk's last tokens are appended to it.
+        mask: bool `[B, T]`, False for padding: it sees nothing, is seen by nothing, its output rows are exactly 0.
+        slopes, scale, logit_bias, activation, backend: as in `flex_swat`.
+
+    Returns:
+        `[B, Hq, T, Dv]` in q's dtype.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `flex_swat` and `RingCache.append`.
+    """
+    _check_cache(cache)
+    q, k, v = cache.cast(q), cache.cast(k), cache.cast(v)
+    _check_queries(q, cache)
+    cache.check(k, v, mask)
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(f"q: expected k's {k.shape[2]} tokens, got {q.shape[2]}")
+    keys, values, ids = _joined(k, v, cache, mask)
+    if mask is not None:
+        order = kept_first(mask.logical_not())  # skipped tokens first, so the kept ones end together
+        q = take_tokens(torch.where(mask[:, None, :, None], q, 0), order)
+    with torch.autocast(q.device.type, enabled=False):  # as swat_decode, which computes in the cache's dtype
+        out = flex_swat(
+            q, keys, values, cache.window, slopes=slopes, scale=scale, logit_bias=logit_bias, document_ids=ids,
+            activation=activation, backend=backend,
+        )  # fmt: skip
+    if mask is not None:
+        out = torch.where(mask[:, None, :, None], take_tokens(out, order.argsort(1)), 0)
+    cache.append(k, v, mask)
+    return out
+
+
+def _joined(k: Tensor, v: Tensor, cache: RingCache, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(keys, values, document ids) of the window − 1 cached tokens and the chunk, `[B, ·, window − 1 + T, ·]`.
+
+    The kept tokens of a row end at the last column with no gap between them; ids are −1 in the columns before, whose
+    contents are zeros, so that whatever an empty slot holds cannot reach a tile.
+    """
+    past, tokens = cache.window - 1, k.shape[2]
+    column = torch.arange(past + tokens, device=k.device)
+    length = cache.length[:, None]
+    before = length - past + column[:past]  # positions [B, past]
+    keys, values = (
+        torch.cat((take_tokens(ring, before % cache.slots), new), 2)
+        for ring, new in ((cache.keys, k), (cache.values, v))
+    )
+    if mask is None:
+        live = length - past + column >= 0
+    else:
+        kept = mask.sum(1, keepdim=True)
+        skipped = tokens - kept
+        order = kept_first(mask.logical_not())
+        chunk = torch.where(column[:tokens] < skipped, column[past:] - skipped, past + order)
+        source = torch.cat((column[:past] - skipped, chunk), 1)
+        live = (source >= 0) & (length + kept - past - tokens + column >= 0)
+        keys, values = (take_tokens(x, source.clamp(min=0)) for x in (keys, values))
+    shown = live[:, None, :, None]
+    return torch.where(shown, keys, 0), torch.where(shown, values, 0), live.to(torch.int32) - 1
+
+
+def _check_cache(cache: RingCache) -> None:
+    if not isinstance(cache, RingCache):
+        raise TypeError(f"cache: expected a RingCache, got {type(cache).__name__}")
+
+
+def _check_queries(q: Tensor, cache: RingCache) -> None:
+    """q fits the cache."""
+    if not isinstance(q, Tensor):
+        raise TypeError(f"q: expected a torch.Tensor, got {type(q).__name__}")
+    batch, heads, _, head_dim = cache.keys.shape
+    if q.dim() != 4 or (q.shape[0], q.shape[3]) != (batch, head_dim):
+        raise ValueError(f"q: expected shape [{batch}, Hq, T, {head_dim}], got {list(q.shape)}")
+    if q.shape[1] < 1 or q.shape[1] % heads:
+        raise ValueError(f"q: expected a positive multiple of the cache's {heads} heads, got {q.shape[1]}")
+    if q.dtype != cache.keys.dtype:
+        raise ValueError(f"q: expected the cache's dtype {cache.keys.dtype}, got {q.dtype}")
+    if q.device != cache.keys.device:
+        raise ValueError(f"q: expected the cache's device {cache.keys.device}, got {q.device}")

@@ -1,0 +1,135 @@
+"""`SwatAttention`: projections, rotary embedding and slopes around `flex_swat`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from swat_flex.api import flex_swat
+from swat_flex.decode import RingCache, swat_decode, swat_prefill
+from swat_flex.nn.config import SwatConfig
+from swat_flex.positions import apply_rope, document_ids_from_attention_mask
+
+
+class SwatAttention(nn.Module):
+    """Attention of one layer: out = W_o · flex_swat(rope(norm(W_q x)), rope(norm(W_k x)), W_v x).
+
+    Key j is visible to query i when 0 ≤ i − j < window. Slopes that are not learnt are computed where they are used: no
+    buffer, so a cast of the module cannot round them and a meta device cannot lose them.
+
+    Args:
+        config: the model's.
+        layer: which of its layers this is; it decides the window.
+
+    Attributes:
+        window: keys per query, its own included; None is all of them.
+        slopes: `[heads]`, logits per token of distance, where learnable_slopes; else None.
+        logit_bias: `[heads]`, where learnable_logit_bias; else None.
+    """
+
+    slopes: Tensor | None
+    logit_bias: Tensor | None
+
+    def __init__(self, config: SwatConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.window = config.windows[layer]
+        width, channels = config.hidden_size, config.channels
+        self.query = nn.Linear(width, config.heads * channels, bias=False)
+        self.key = nn.Linear(width, config.key_heads * channels, bias=False)
+        self.value = nn.Linear(width, config.key_heads * channels, bias=False)
+        self.out = nn.Linear(config.heads * channels, width, bias=False)
+        self.query_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.qk_norm else None
+        for name, learnable in (("slopes", config.learnable_slopes), ("logit_bias", config.learnable_logit_bias)):
+            self.register_parameter(name, nn.Parameter(torch.empty(config.heads)) if learnable else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights N(0, init_std²), the output's divided by √(2·layers); norms 1; slopes and bias as configured."""
+        std = self.config.init_std
+        for linear in (self.query, self.key, self.value):
+            nn.init.normal_(linear.weight, std=std)
+        nn.init.normal_(self.out.weight, std=std / (2 * self.config.layers) ** 0.5)
+        for norm in (self.query_norm, self.key_norm):
+            if norm is not None:
+                norm.reset_parameters()
+        with torch.no_grad():
+            if self.slopes is not None:
+                start = self.config.head_slopes()
+                assert start is not None  # SwatConfig: learnable slopes start from some
+                self.slopes.copy_(start)
+            if self.logit_bias is not None:
+                nn.init.constant_(self.logit_bias, self.config.bias_of(self.window) or 0.0)
+
+    def forward(
+        self,
+        x: Tensor,
+        document_ids: Tensor | None = None,
+        cache: RingCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend within x, or with a cache within x and what came before, and append x to the cache.
+
+        Args:
+            x: `[B, L, hidden_size]`.
+            document_ids: int `[B, L]` or `[L]`: tokens see each other only under equal ids, a negative one is padding.
+                Not with a cache.
+            cache: of this layer (`SwatTransformer.new_cache`). Keys are kept after rope.
+            positions: int `[L]` or `[B, L]` for rope, which tells only differences: they may go on through packed
+                documents. None counts from 0, or from the cache's length.
+            mask: bool `[B, L]`, False for padding: it sees nothing and is seen by nothing.
+
+        Returns:
+            `[B, L, hidden_size]`.
+
+        Raises:
+            ValueError: document_ids with a cache.
+        """
+        if cache is not None and document_ids is not None:
+            raise ValueError("document_ids: expected None with a cache, which holds one document per row, got a tensor")
+        batch, length, _ = x.shape
+        q, k, v = (f(x).view(batch, length, -1, self.config.channels).transpose(1, 2) for f in self._projections())
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.config.rope:
+            if positions is None and cache is not None:
+                positions = cache.positions(length, mask)
+            q, k = (apply_rope(y, positions, base=self.config.rope_base) for y in (q, k))
+        out = self._attend(q, k, v, document_ids, mask) if cache is None else self._continue(q, k, v, cache, mask)
+        attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
+        return attended
+
+    def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.query, self.key, self.value
+
+    def _bias(self, q: Tensor) -> tuple[Tensor | None, Tensor | float | None]:
+        """(slopes, logit_bias) in the dtype `flex_swat` wants for q, whatever the parameters were cast to."""
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        slopes = self.config.head_slopes(q.device, dtype) if self.slopes is None else self.slopes.to(dtype)
+        if self.logit_bias is None:
+            return slopes, self.config.bias_of(self.window)
+        return slopes, self.logit_bias.to(dtype)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            shown = document_ids_from_attention_mask(mask)
+            document_ids = shown if document_ids is None else torch.where(mask, document_ids, -1)
+        slopes, logit_bias = self._bias(q)
+        return flex_swat(
+            q, k, v, self.window, slopes=slopes, logit_bias=logit_bias, document_ids=document_ids,
+            activation=self.config.activation, backend=self.config.backend,
+        )  # fmt: skip
+
+    def _continue(self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache, mask: Tensor | None) -> Tensor:
+        """Few tokens of a sigmoid, no padding among them and no gradient wanted: decode; else prefill."""
+        slopes, logit_bias = self._bias(q)
+        sigmoid = self.config.activation == "sigmoid"
+        if sigmoid and mask is None and q.shape[2] <= cache.queries and not torch.is_grad_enabled():
+            cache.append(k, v)
+            return swat_decode(q, cache, slopes=slopes, logit_bias=logit_bias)
+        return swat_prefill(
+            q, k, v, cache, mask=mask, slopes=slopes, logit_bias=logit_bias,
+            activation=self.config.activation, backend=self.config.backend,
+        )  # fmt: skip

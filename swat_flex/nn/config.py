@@ -1,0 +1,215 @@
+"""`SwatConfig`: everything that makes a model, in numbers and words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from swat_flex.positions import Schedule, alibi_slopes
+
+SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
+
+
+@dataclass(frozen=True, slots=True)
+class SwatConfig:
+    """A SWAT model, or one of its baselines. Every row of the paper's Tables 2 and 3 is one configuration.
+
+    >>> SwatConfig(heads=12, slopes="6:6").head_slopes()[5:7]
+    tensor([-0.0156,  0.5000])
+
+    Attributes:
+        vocab_size: tokens of the vocabulary.
+        hidden_size: channels of the residual stream.
+        layers: blocks of attention and SwiGLU.
+        heads: query heads.
+        kv_heads: key heads, a divisor of heads; None is heads.
+        head_dim: channels of a head, 1 to 256, even with rope; None is hidden_size / heads.
+        intermediate_size: channels within SwiGLU; None is 8/3 · hidden_size rounded up to a multiple of 64.
+        window: keys per query, its own included; None is all of them (plain causal); a tuple has one per layer.
+        activation: "sigmoid", or "softmax" over the visible keys.
+        slopes: linear bias in logits per token of distance, negative favours recent keys. "balanced" and "alibi" as in
+            `flex_swat`; "n:m" is the paper's wording, n negative heads and then m positive ones; None is no bias.
+        slope_schedule: magnitudes for "n:m", "2^-k" (the paper's Eq. 4) or "2^-8k/h" (ALiBi's), each sign on its own.
+        learnable_slopes: the slopes above are where training starts.
+        rope: rotary embedding on queries and keys.
+        rope_base: its wavelength base.
+        qk_norm: RMSNorm over each head's channels of queries and keys, before rope.
+        logit_bias: added to every logit: None, a number, or "-log(window)", with which σ's weights start by summing to
+            about 1 over a full window, as a softmax's do.
+        learnable_logit_bias: the bias above (None: 0) is where training starts, one per head.
+        tie_embeddings: the output head is the embedding.
+        norm_eps: of every RMSNorm.
+        init_std: standard deviation of the initial weights.
+        backend: of `flex_swat`.
+
+    Raises:
+        TypeError, ValueError: a value that breaks a rule above.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    window: int | tuple[int | None, ...] | None = 512
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    slopes: str | None = "balanced"
+    slope_schedule: Schedule = "2^-k"
+    learnable_slopes: bool = False
+    rope: bool = True
+    rope_base: float = 10000.0
+    qk_norm: bool = False
+    logit_bias: float | Literal["-log(window)"] | None = None
+    learnable_logit_bias: bool = False
+    tie_embeddings: bool = False
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    backend: Literal["auto", "flex", "triton", "banded", "naive"] = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, list):  # what JSON makes of a tuple
+            object.__setattr__(self, "window", tuple(self.window))
+        _check_sizes(self)
+        _check_windows(self)
+        _check_choices(self)
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def channels(self) -> int:
+        """Of a head."""
+        return self.hidden_size // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mlp_size(self) -> int:
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        return -(-8 * self.hidden_size // (3 * 64)) * 64
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """One per layer."""
+        return self.window if isinstance(self.window, tuple) else (self.window,) * self.layers
+
+    def head_slopes(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """`[heads]`, logits per token of distance, or None."""
+        if self.slopes is None:
+            return None
+        positive, schedule = 0, self.slope_schedule
+        if self.slopes == "balanced":
+            positive, schedule = self.heads // 2, "2^-k"
+        elif self.slopes == "alibi":
+            schedule = "2^-8k/h"
+        else:
+            positive = int(self.slopes.split(":")[1])
+        return alibi_slopes(self.heads, positive=positive, schedule=schedule, device=device, dtype=dtype)
+
+    def bias_of(self, window: int | None) -> float | None:
+        """The logit bias of a layer with this window, at the start of training."""
+        if isinstance(self.logit_bias, str):
+            assert window is not None  # checked in _check_choices
+            return -math.log(window)
+        return self.logit_bias
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them; `from_dict` turns them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SwatConfig:
+        """From `to_dict`; an unknown name raises ValueError."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"values: expected fields of SwatConfig ({', '.join(sorted(known))}), got {name!r}")
+        return cls(**values)
+
+
+def _check_sizes(config: SwatConfig) -> None:
+    for name in ("vocab_size", "hidden_size", "layers", "heads"):
+        _whole(name, getattr(config, name))
+    for name in ("kv_heads", "head_dim", "intermediate_size"):
+        if getattr(config, name) is not None:
+            _whole(name, getattr(config, name))
+    if config.heads % config.key_heads:
+        raise ValueError(f"kv_heads: expected a divisor of heads = {config.heads}, got {config.kv_heads}")
+    if config.head_dim is None and config.hidden_size % config.heads:
+        raise ValueError(
+            f"hidden_size: expected a multiple of heads = {config.heads} where head_dim is None, "
+            f"got {config.hidden_size}"
+        )
+    if config.channels > 256:
+        raise ValueError(f"head_dim: expected at most 256 channels, got {config.channels}")
+    if config.rope and config.channels % 2:
+        raise ValueError(f"head_dim: expected an even number of channels with rope, got {config.channels}")
+    for name in ("rope_base", "norm_eps", "init_std"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def _check_windows(config: SwatConfig) -> None:
+    if isinstance(config.window, tuple) and len(config.window) != config.layers:
+        raise ValueError(f"window: expected one per layer, {config.layers} of them, got {len(config.window)}")
+    for window in config.windows:
+        if window is not None:
+            _whole("window", window)
+
+
+def _check_choices(config: SwatConfig) -> None:
+    for name in ("learnable_slopes", "rope", "qk_norm", "learnable_logit_bias", "tie_embeddings"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name}: expected a bool, got {type(getattr(config, name)).__name__}")
+    _one_of("activation", config.activation, ("sigmoid", "softmax"))
+    _one_of("slope_schedule", config.slope_schedule, ("2^-k", "2^-8k/h"))
+    _one_of("backend", config.backend, ("auto", "flex", "triton", "banded", "naive"))
+    _check_slopes(config)
+    bias = config.logit_bias
+    if isinstance(bias, str):
+        _one_of("logit_bias", bias, ("-log(window)",))
+        if None in config.windows:
+            raise ValueError(f"logit_bias: expected a number or None where a window is None, got {bias!r}")
+    elif bias is not None and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
+        raise TypeError(f"logit_bias: expected a float, '-log(window)' or None, got {type(bias).__name__}")
+    elif bias is not None and not math.isfinite(bias):
+        raise ValueError(f"logit_bias: expected a finite number, got {bias}")
+
+
+def _check_slopes(config: SwatConfig) -> None:
+    slopes = config.slopes
+    if slopes is None:
+        if config.learnable_slopes:
+            raise ValueError("learnable_slopes: expected slopes to start from, got slopes=None")
+        return
+    if not isinstance(slopes, str):
+        raise TypeError(f"slopes: expected {SPLIT}, got {type(slopes).__name__}")
+    if slopes in ("balanced", "alibi"):
+        return
+    parts = slopes.split(":")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError(f"slopes: expected {SPLIT}, got {slopes!r}")
+    if sum(map(int, parts)) != config.heads:
+        raise ValueError(f"slopes: expected negative:positive to sum to heads = {config.heads}, got {slopes!r}")
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")

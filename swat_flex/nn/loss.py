@@ -1,0 +1,51 @@
+"""Cross-entropy whose logits never exist all at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2**24  # in a chunk, forward and again backward: 64 MiB in float32
+IGNORED = -100  # target of a token that does not count
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Mean over tokens of −log softmax(weight · hidden)[target], in nats.
+
+    Logits are made a chunk of tokens at a time and made again in the backward pass, so the memory beyond inputs and
+    gradients is a few times chunk · V, whatever the number of tokens.
+
+    Args:
+        hidden: `[..., D]`.
+        weight: `[V, D]`, the output head.
+        targets: int64 `[...]`; −100 does not count.
+        chunk: tokens at once; None takes what makes 2^24 logits.
+
+    Returns:
+        A float32 scalar (float64 for float64); NaN where no token counts.
+
+    Raises:
+        ValueError: targets of another shape than hidden's tokens, or chunk < 1.
+    """
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(f"targets: expected hidden's tokens {list(hidden.shape[:-1])}, got {list(targets.shape)}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    chunk = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
+    hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    tokens = hidden.shape[0]
+    if tokens <= chunk:
+        total = _sum(hidden, weight, targets)
+    else:
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
+            total = total + checkpoint(_sum, rows, weight, wanted, use_reentrant=False)
+    return total / (targets != IGNORED).sum()
+
+
+def _sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,93 @@
+"""Configurations: the paper's rows, what is refused, the way to a dictionary and back."""
+
+import json
+import math
+import pickle
+
+import pytest
+import torch
+
+from swat_flex import SwatConfig, SwatTransformer, balanced_alibi_slopes
+
+WIDE = {"vocab_size": 50257, "hidden_size": 768, "layers": 12, "heads": 12}
+SOFTMAX = {"activation": "softmax", "slopes": None, "rope": True}
+# arXiv 2502.18845, Table 2: softmax models, (window, training length).
+TABLE_2 = {
+    "full attention, trained at 128": {**SOFTMAX, "window": None},
+    "sliding, window 128, trained at 1,024": {**SOFTMAX, "window": 128},
+    "sliding, window 1,024, trained at 4,096": {**SOFTMAX, "window": 1024},
+    "full attention, trained at 4,096": {**SOFTMAX, "window": None},
+}
+# Table 3.
+TABLE_3 = {
+    "full softmax RoPE": {**SOFTMAX, "window": None},
+    "full sigmoid RoPE": {"activation": "sigmoid", "slopes": None, "window": None},
+    "sliding softmax RoPE": {**SOFTMAX, "window": 128},
+    "sliding sigmoid ALiBi 12:0": {"slopes": "12:0", "rope": False, "window": 128},
+    "sliding sigmoid ALiBi 8:4": {"slopes": "8:4", "rope": False, "window": 128},
+    "sliding sigmoid ALiBi 6:6": {"slopes": "6:6", "rope": False, "window": 128},
+    "sliding sigmoid ALiBi 6:6, trained at 2,048": {"slopes": "6:6", "rope": False, "window": 128},
+    "sliding sigmoid AliRope 6:6": {"slopes": "6:6", "window": 128},
+    "sliding sigmoid AliRope 6:6, window 1,024": {"slopes": "6:6", "window": 1024},
+}
+
+
+@pytest.mark.parametrize("row", [*TABLE_2.items(), *TABLE_3.items()], ids=lambda row: row[0])
+def test_every_row_of_the_papers_tables_is_a_configuration(row):
+    _, options = row
+    with torch.device("meta"):
+        model = SwatTransformer(SwatConfig(**WIDE, tie_embeddings=True, **options))
+    assert 1.1e8 < sum(p.numel() for p in model.parameters()) < 1.4e8
+    small = SwatConfig(vocab_size=11, hidden_size=24, layers=1, heads=12, **options)
+    loss = SwatTransformer(small).loss(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]]))
+    loss.backward()
+    assert abs(loss.item() - math.log(11)) < 0.5
+
+
+def test_balanced_is_the_papers_even_split():
+    even = SwatConfig(heads=12, slopes="6:6").head_slopes()
+    assert torch.equal(even, balanced_alibi_slopes(12))
+    assert torch.equal(even, SwatConfig(heads=12).head_slopes())
+    assert (SwatConfig(heads=12, slopes="8:4").head_slopes() < 0).tolist() == [True] * 8 + [False] * 4
+    assert SwatConfig(heads=12, slopes="12:0", slope_schedule="2^-8k/h").head_slopes()[11] == -(2.0**-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "parts"),
+    [
+        ({"vocab_size": 0}, ValueError, ["vocab_size", "at least 1", "0"]),
+        ({"layers": 2.0}, TypeError, ["layers", "int", "float"]),
+        ({"heads": True}, TypeError, ["heads", "int", "bool"]),
+        ({"kv_heads": 5}, ValueError, ["kv_heads", "divisor of heads = 12", "5"]),
+        ({"hidden_size": 100}, ValueError, ["hidden_size", "multiple of heads = 12", "100"]),
+        ({"head_dim": 258}, ValueError, ["head_dim", "256", "258"]),
+        ({"head_dim": 7}, ValueError, ["head_dim", "even", "7"]),
+        ({"window": 0}, ValueError, ["window", "at least 1", "0"]),
+        ({"window": (4, 4)}, ValueError, ["window", "12", "2"]),
+        ({"activation": "relu"}, ValueError, ["activation", "'sigmoid', 'softmax'", "'relu'"]),
+        ({"slopes": "6:5"}, ValueError, ["slopes", "heads = 12", "'6:5'"]),
+        ({"slopes": "steep"}, ValueError, ["slopes", "negative:positive", "'steep'"]),
+        ({"slopes": 1.0}, TypeError, ["slopes", "float"]),
+        ({"slopes": None, "learnable_slopes": True}, ValueError, ["learnable_slopes", "slopes=None"]),
+        ({"slope_schedule": "2^-2k"}, ValueError, ["slope_schedule", "'2^-k'", "'2^-2k'"]),
+        ({"logit_bias": "-log(window)", "window": None}, ValueError, ["logit_bias", "window is None"]),
+        ({"logit_bias": math.nan}, ValueError, ["logit_bias", "finite", "nan"]),
+        ({"logit_bias": True}, TypeError, ["logit_bias", "bool"]),
+        ({"rope": 1}, TypeError, ["rope", "bool", "int"]),
+        ({"norm_eps": 0.0}, ValueError, ["norm_eps", "positive", "0.0"]),
+        ({"backend": "fast"}, ValueError, ["backend", "'auto'", "'fast'"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_argument_rule_and_value(options, error, parts):
+    with pytest.raises(error) as caught:
+        SwatConfig(**options)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_dictionary_json_and_pickle_give_the_same_back():
+    config = SwatConfig(layers=3, window=(4, None, 8), slopes="8:4", kv_heads=4)
+    assert SwatConfig.from_dict(config.to_dict()) == config
+    assert SwatConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="got 'depth'"):
+        SwatConfig.from_dict({"depth": 3})
