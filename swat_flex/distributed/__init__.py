@@ -20,7 +20,7 @@ itemsize bytes per key of the halo. With window None every key to the left trave
 Decoding needs none of this: a `RingCache` is one window per layer, whatever came before, and it fits on one device.
 """
 
-from swat_flex.distributed.agreement import local_shard, shard_lengths
+from swat_flex.distributed.agreement import Shard, local_shard, shard_lengths
 from swat_flex.distributed.attend import context_parallel_swat
 
-__all__ = ["context_parallel_swat", "local_shard", "shard_lengths"]
+__all__ = ["Shard", "context_parallel_swat", "local_shard", "shard_lengths"]

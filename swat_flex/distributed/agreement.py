@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def local_shard(x: Tensor, mesh: Mesh, dim: int) -> Tensor:
     return x.tensor_split(dist.get_world_size(group), dim)[dist.get_rank(group)]
 
 
-def shard_lengths(length: int, mesh: Mesh, device: torch.device | str = "cpu") -> tuple[int, ...]:
+def shard_lengths(length: int, mesh: Mesh, device: torch.device | str = "cpu", **same: int) -> tuple[int, ...]:
     """Tokens per rank, from each rank's own: one small all-gather, to be done once for all layers.
 
     Args:
@@ -67,8 +68,34 @@ def shard_lengths(length: int, mesh: Mesh, device: torch.device | str = "cpu") -
         mesh: one-dimensional, or its process group.
         device: of the tensors that will travel. Where the group has no backend for a CPU (NCCL alone) the numbers
             travel on it, and reading them waits for it.
+        same: numbers that must be equal on all ranks, such as batch=2.
+
+    Raises:
+        ValueError: on every rank, where the ranks differ in one of `same`.
     """
-    return tuple(row[0] for row in _gather([length], group_of(mesh), torch.device(device)))
+    rows = _gather([length, *same.values()], group_of(mesh), torch.device(device))
+    for name, values in zip(same, zip(*(row[1:] for row in rows), strict=True), strict=False):
+        if len(set(values)) > 1:
+            raise ValueError(f"{name}: expected the same on every rank of the mesh, got {list(values)}")
+    return tuple(row[0] for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which tokens of a sequence this rank holds: contiguous shards of these lengths, in the mesh's order."""
+
+    mesh: Mesh
+    lengths: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        """Position of this rank's first token."""
+        return sum(self.lengths[: dist.get_rank(group_of(self.mesh))])
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Over the mesh, in place; x wants no gradient."""
+        dist.all_reduce(x, group=group_of(self.mesh))
+        return x
 
 
 def agree(

@@ -21,6 +21,7 @@ from swat_flex.window import Window
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
+@torch.compiler.disable  # messages and their order are no graph: a compiled caller breaks here
 def context_parallel_swat(
     q: Tensor,
     k: Tensor,

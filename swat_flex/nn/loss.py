@@ -11,7 +11,9 @@ CHUNK_LOGITS = 2**24  # in a chunk, forward and again backward: 64 MiB in float3
 IGNORED = -100  # target of a token that does not count
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None, counted: Tensor | None = None
+) -> Tensor:
     """Mean over tokens of −log softmax(weight · hidden)[target], in nats.
 
     Logits are made a chunk of tokens at a time and made again in the backward pass, so the memory beyond inputs and
@@ -22,6 +24,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
         weight: `[V, D]`, the output head.
         targets: int64 `[...]`; −100 does not count.
         chunk: tokens at once; None takes what makes 2^24 logits.
+        counted: divides the sum, a scalar; None is the number of targets that count.
 
     Returns:
         A float32 scalar (float64 for float64); NaN where no token counts.
@@ -42,7 +45,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             total = total + checkpoint(_sum, rows, weight, wanted, use_reentrant=False)
-    return total / (targets != IGNORED).sum()
+    return total / ((targets != IGNORED).sum() if counted is None else counted)
 
 
 def _sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
