@@ -21,7 +21,8 @@ from swat_flex.window import Window
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-@torch.compiler.disable  # messages and their order are no graph: a compiled caller breaks here
+# Messages and their order are no graph: a compiled caller breaks here.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
 def context_parallel_swat(
     q: Tensor,
     k: Tensor,

@@ -1,5 +1,6 @@
 """What one rank does in the tests of models and training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,8 +76,7 @@ def logits_on(rank):
     return logits, None
 
 
-MODEL = SIZES["tiny"].model
-TRAINING = TrainingConfig(steps=50, length=61, batch=4, warmup=5, eval_every=25, eval_tokens=600, save_every=100)
+TRAINING = TrainingConfig(steps=50, batch=4, warmup=5, eval_every=25, eval_tokens=600, save_every=100)
 
 
 class Curve:
@@ -95,12 +95,13 @@ class Curve:
         pass
 
 
-def trained(rank, texts, folder, context=1, until=None, resume=False):
+def trained(rank, texts, folder, context=1, size="tiny", until=None, resume=False):
     """The loss of every step, and the evaluations that the first rank was told."""
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    device = torch.device("cpu")
-    ranks = parallel.meshed(device, size, context) if size > 1 else None
-    trainer = Trainer(MODEL, TRAINING, read_corpus(Path(texts)), Path(folder), ranks=ranks)
+    ranks = None
+    if dist.is_initialized():
+        ranks = parallel.meshed(torch.device("cpu"), dist.get_world_size(), context)
+    training = replace(TRAINING, length={"tiny": 61, "small": 301}[size])
+    trainer = Trainer(SIZES[size].model, training, read_corpus(Path(texts)), Path(folder), ranks=ranks)
     if resume:
         trainer.resume()
     losses, step = [], trainer._train_step
