@@ -61,9 +61,8 @@ class SwatAttention(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
         with torch.no_grad():
-            if self.slopes is not None:
-                start = self.config.head_slopes()
-                assert start is not None  # SwatConfig: learnable slopes start from some
+            start = self.config.head_slopes()
+            if self.slopes is not None and start is not None:
                 self.slopes.copy_(start)
             if self.logit_bias is not None:
                 nn.init.constant_(self.logit_bias, self.config.bias_of(self.window) or 0.0)

@@ -116,8 +116,7 @@ class SwatConfig:
     def bias_of(self, window: int | None) -> float | None:
         """The logit bias of a layer with this window, at the start of training."""
         if isinstance(self.logit_bias, str):
-            assert window is not None  # checked in _check_choices
-            return -math.log(window)
+            return None if window is None else -math.log(window)
         return self.logit_bias
 
     def to_dict(self) -> dict[str, Any]:
