@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from swat_flex.distributed import local_shard
 from swat_flex.nn import SwatConfig, SwatTransformer
 from swat_flex.nn.loss import IGNORED
-from swat_flex.training import SIZES, Trainer, TrainingConfig, parallel, read_corpus
+from swat_flex.training import SIZES, Trainer, TrainingConfig, loop, parallel, read_corpus
 
 CONFIG = SwatConfig(
     vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, window=(12, 40), learnable_slopes=True,
@@ -95,13 +96,14 @@ class Curve:
         pass
 
 
-def trained(rank, texts, folder, context=1, size="tiny", until=None, resume=False):
+def trained(rank, texts, folder, context=1, size="tiny", dtype=torch.float32, until=None, resume=False):
     """The loss of every step, and the evaluations that the first rank was told."""
     ranks = None
     if dist.is_initialized():
         ranks = parallel.meshed(torch.device("cpu"), dist.get_world_size(), context)
     training = replace(TRAINING, length={"tiny": 61, "small": 301}[size])
-    trainer = Trainer(SIZES[size].model, training, read_corpus(Path(texts)), Path(folder), ranks=ranks)
+    with mock.patch.object(loop, "SwatTransformer", lambda config: SwatTransformer(config).to(dtype)):
+        trainer = Trainer(SIZES[size].model, training, read_corpus(Path(texts)), Path(folder), ranks=ranks)
     if resume:
         trainer.resume()
     losses, step = [], trainer._train_step

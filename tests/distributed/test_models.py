@@ -82,11 +82,20 @@ def test_fifty_steps_follow_one_process(texts, straight, tmp_path, ranks, contex
 
 @pytest.mark.slow
 def test_fifty_steps_of_the_small_model_follow_one_process(texts, tmp_path):
-    expected, evaluations = models.trained(0, texts, tmp_path / "straight", size="small")
-    (losses, found), _ = run(models.trained, 2, texts, str(tmp_path / "shared"), 2, "small", seconds=1800)
-    print("largest difference of the loss:", (losses - expected).abs().max())
-    assert follows(losses, expected)
-    assert found == pytest.approx(evaluations, rel=1e-6)
+    """In float64 as rounding allows; in float32, where training magnifies it, no farther than one process strays."""
+
+    def curve(context, dtype):
+        arguments = (texts, str(tmp_path / f"{context} {dtype}"), context, "small", dtype)
+        if context == 1:
+            return models.trained(0, *arguments)[0].double()
+        return run(models.trained, context, *arguments, seconds=1800)[0][0].double()
+
+    exact = curve(1, torch.float64)
+    shared, alone, rough = curve(2, torch.float64), curve(1, torch.float32), curve(2, torch.float32)
+    far, strayed, apart = ((x - exact).abs().max() for x in (shared, alone, rough))
+    print(f"from one process in float64: two {far:.3g}; in float32 one {strayed:.3g}, two {apart:.3g}")
+    assert far < 1e-10
+    assert apart < 2 * strayed
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 1)), ((1, 1), (3, 3))])
@@ -94,7 +103,7 @@ def test_training_resumes_on_another_number_of_processes(texts, straight, tmp_pa
     expected, _ = straight
     parts = []
     for (ranks, context), until in ((before, 20), (after, None)):
-        arguments = (texts, str(tmp_path), context, "tiny", until, until is None)
+        arguments = (texts, str(tmp_path), context, "tiny", torch.float32, until, until is None)
         parts += run(models.trained, ranks, *arguments)[:1] if ranks > 1 else [models.trained(0, *arguments)]
     assert [len(losses) for losses, _ in parts] == [20, 30]
     assert follows(torch.cat([losses for losses, _ in parts]), expected)
