@@ -66,15 +66,22 @@ class Space(Generic[Config]):
         Raises:
             ValueError: `is_valid` refuses every combination.
         """
-        combinations = (self.config_type(*values) for values in itertools.product(*self.choices.values()))
-        candidates = tuple(config for config in combinations if self.is_valid(config))
-        if not candidates:
-            raise ValueError(f"is_valid must allow at least one combination of {dict(self.choices)}, got none")
-        return candidates
+        return self.default, *itertools.islice(self._valid(), 1, None)
 
-    @property
+    @cached_property
     def default(self) -> Config:
-        return self.candidates[0]
+        """The first valid configuration; found without making the others.
+
+        Raises:
+            ValueError: `is_valid` refuses every combination.
+        """
+        for config in self._valid():
+            return config
+        raise ValueError(f"is_valid must allow at least one combination of {dict(self.choices)}, got none")
+
+    def _valid(self) -> Iterator[Config]:
+        combinations = (self.config_type(*values) for values in itertools.product(*self.choices.values()))
+        return (config for config in combinations if self.is_valid(config))
 
     def neighbours(self, config: Config) -> Iterator[Config]:
         """Valid configurations one step away: one number moved to the next smaller or larger, or one name changed."""

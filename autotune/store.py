@@ -105,6 +105,18 @@ class Store:
             found = self._found[key] = self._find(key, space)
         return found
 
+    def holds(self, tunable: str) -> bool:
+        """Whether there may be any entry or preset of this tunable: one listing of the folder, and no key to build."""
+        if any(key.tunable == tunable for key in self._unsaved):
+            return True
+        if any(preset.key.tunable == tunable for presets in self._by_preset().values() for preset in presets):
+            return True
+        try:
+            return any(self.folder.glob(f"{_file_name(tunable)}-*.json"))
+        except OSError as error:
+            self._warn_of_disk("read", error)
+            return False
+
     def put(self, entry: Entry) -> bool:
         """Keep `entry` instead of any other with its key; whether it is on disk."""
         self._found.pop(entry.key, None)
@@ -184,6 +196,11 @@ class Store:
 
     def _matching_presets(self, key: Key) -> list[Entry]:
         """Presets for `key`, the newest first."""
+        matching = self._by_preset().get(key.preset_digest, [])
+        return sorted(matching, key=lambda entry: entry.created, reverse=True)
+
+    def _by_preset(self) -> dict[str, list[Entry]]:
+        """All presets, by what they match; read once."""
         if self._presets is None:
             self._presets = {}
             for file in sorted(self._presets_folder.glob("*.json")) if self._presets_folder else []:
@@ -192,7 +209,7 @@ class Store:
                         self._presets.setdefault(entry.key.preset_digest, []).append(entry)
                 except (OSError, ValueError) as error:
                     _warn(f"the presets in {file} were passed over: {error}")
-        return sorted(self._presets.get(key.preset_digest, []), key=lambda entry: entry.created, reverse=True)
+        return self._presets
 
     def _read(self, path: Path, space: Space[Any] | None = None) -> Entry | None:
         """The entry in `path`; None if there is none, and after a warning if it is unusable."""
@@ -215,13 +232,16 @@ class Store:
             return None
 
     def _path(self, key: Key) -> Path:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", key.tunable)[:60]
-        return self.folder / f"{name}-{key.digest[:16]}.json"
+        return self.folder / f"{_file_name(key.tunable)}-{key.digest[:16]}.json"
 
     def _warn_of_disk(self, what: str, error: OSError) -> None:
         if not self._warned_of_disk:
             self._warned_of_disk = True
             _warn(f"{self.folder} cannot be {what}: {error}. Set AUTOTUNE_DIR to another folder to move it.")
+
+
+def _file_name(tunable: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", tunable)[:60]
 
 
 def read_export(file: Path) -> list[Entry]:

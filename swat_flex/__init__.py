@@ -11,6 +11,7 @@ from swat_flex.positions import (
     document_ids_from_cu_seqlens,
 )
 from swat_flex.reference import naive_swat
+from swat_flex.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "SwatAttention",
     "SwatConfig",
     "SwatTransformer",
+    "Tuned",
     "alibi_slopes",
     "apply_rope",
     "balanced_alibi_slopes",
@@ -30,4 +32,5 @@ __all__ = [
     "naive_swat",
     "swat_decode",
     "swat_prefill",
+    "tune",
 ]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swat_flex import dispatch, reference, validation
+from swat_flex import dispatch, reference, validation, winners
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
 from swat_flex.window import Window
+from swat_flex.winners import Call
 
 
 def flex_swat(
@@ -51,7 +52,8 @@ def flex_swat(
         document_ids: signed ints `[B, Lk]` or `[Lk]`, in any order: tokens see each other only under equal ids. A
             negative id is padding: sees nothing, is seen by nothing, its output rows are exactly 0.
         activation: "sigmoid"; "softmax" over the visible keys, for baselines; "tanh-sigmoid", the 11-bit hardware
-            tanh. A row that sees nothing is 0 in each.
+            tanh, a weight's relative error up to 4% at a logit of −5, 27% at −7, 200% at −9. A row that sees nothing is
+            0 in each.
         backend: "auto" chooses (see `explain`); a backend asked for by name is never replaced.
 
     Returns:
@@ -68,7 +70,8 @@ def flex_swat(
     Source: SWAT, arXiv 2502.18845, Eq. 5.
     """
     q, k, v, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
-    choice = dispatch.choose(problem, backend)
+    call = _call(q, k, v, slopes, logit_bias, document_ids, problem) if backend == "auto" else None
+    choice = dispatch.choose(problem, backend, call)
     if choice.backend == "naive":
         return reference.attend(q, k, v, problem.window, slopes, scale, logit_bias, document_ids, activation)
     heads = problem.q_heads
@@ -83,7 +86,11 @@ def flex_swat(
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would run, with which configuration, and why; `others` says why not each other backend."""
+    """What a call would run, with which configuration, and why; `others` says why not each other backend.
+
+    `source` names the measurement behind the configuration, in the user's cache or among the shipped presets with the
+    versions it was made with, or says that it is the default.
+    """
 
     backend: str
     why: str
@@ -115,15 +122,45 @@ def explain(
     banded: ...
     """
     *_, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
-    choice = dispatch.choose(problem, backend)
+    call = _call(q, k, v, slopes, logit_bias, document_ids, problem)
+    choice = dispatch.choose(problem, backend, call if backend == "auto" else None)
     others = {
         name: dispatch.why_not(problem, name) or "not the choice for this device"
         for name in ("triton", "flex", "banded", "naive")
         if name != choice.backend
     }
-    backend_module = dispatch.BACKENDS.get(choice.backend)
-    configuration = None if backend_module is None else backend_module.configuration(problem)
-    return Explanation(choice.backend, choice.why, str(configuration or "none"), "default", others)
+    configuration, source = _configured(choice.backend, problem, call)
+    return Explanation(choice.backend, choice.why, configuration, source, others)
+
+
+def _configured(backend: str, problem: SwatProblem, call: Call | None) -> tuple[str, str]:
+    """The configuration that a backend runs a problem with, and where it comes from, both in words."""
+    tunables = dispatch.BACKENDS[backend].tunables(problem) if backend in dispatch.BACKENDS else ()
+    chosen: dict[str, tuple[str, str]] = {}
+    for tunable in tunables:
+        found = None
+        if call is not None:
+            found = winners.find(tunable, call if tunable.joint else call._replace(backward=False))
+        config = tunable.default(problem) if found is None else found.config
+        chosen[tunable.name.rpartition(".")[2]] = str(config), winners.describe(found)
+    said = [list(dict.fromkeys(column)) for column in zip(*chosen.values(), strict=True)]
+    if not chosen:
+        return "none", "default"
+    configs, sources = (
+        values[0] if len(values) == 1 else ", ".join(f"{name}: {words[column]}" for name, words in chosen.items())
+        for column, values in enumerate(said)
+    )
+    return configs, sources
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, slopes: object, logit_bias: object, document_ids: object, problem: SwatProblem
+) -> Call | None:
+    """What a measurement is looked up for; None while tracing, where sizes may be symbols."""
+    if torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter):
+        return None
+    activation, backward = problem.activation, problem.needs_grad
+    return Call.of(q, k, v, slopes, logit_bias, document_ids, problem.window, activation, backward)
 
 
 def describe(

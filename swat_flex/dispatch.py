@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from swat_flex import winners
 from swat_flex.backends import banded, flex, triton
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
+from swat_flex.winners import Call, Tunable
 
 
 class BackendModule(Protocol):
@@ -18,6 +21,8 @@ class BackendModule(Protocol):
     def supports(self, problem: SwatProblem) -> str | None: ...
 
     def configuration(self, problem: SwatProblem) -> object: ...
+
+    def tunables(self, problem: SwatProblem) -> tuple[Tunable[Any], ...]: ...
 
     def swat(
         self,
@@ -44,16 +49,44 @@ class Choice:
     why: str
 
 
-def choose(problem: SwatProblem, backend: str = "auto") -> Choice:
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """Which backend is the fastest right one, where several can run a problem."""
+
+    backend: str
+
+    def is_valid(self) -> bool:
+        return self.backend in BACKENDS
+
+
+BACKEND = Tunable(
+    name="backend",
+    config_type=BackendConfig,
+    choices=lambda problem: {"backend": tuple(BACKENDS)},
+    is_valid=BackendConfig.is_valid,
+    default=lambda problem: BackendConfig(choose(problem).backend),
+    files=(Path(__file__),),
+    joint=True,
+)
+
+
+def choose(problem: SwatProblem, backend: str = "auto", call: Call | None = None) -> Choice:
     """The backend for a problem; one asked for by name runs or raises NotImplementedError, it is never replaced.
 
-    Reads only what is the same for every length: device, dtype, flags and head dimension.
+    Args:
+        problem: read for what is the same for every length: device, dtype, flags and head dimension.
+        backend: "auto" or a name.
+        call: of plain tensors, whose bucket may have a measured preference; None while tracing.
     """
     if backend != "auto":
         reason = why_not(problem, backend)
         if reason is not None:
             raise NotImplementedError(f"backend={backend!r}: {reason}")
         return Choice(backend, "asked for by name")
+    if call is not None:
+        preferred = winners.lookup(BACKEND, call)
+        if preferred is not None and why_not(problem, preferred.backend) is None:
+            return Choice(preferred.backend, "the fastest right one measured for such calls on this device")
     if problem.device_type == "cuda":
         reason = why_not(problem, "flex")
         if reason is None:

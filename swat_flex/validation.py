@@ -47,8 +47,8 @@ def check(
     check_logits(q, slopes, scale, logit_bias)
     if document_ids is not None:
         _check_document_ids(document_ids, k)
-    _check_name("activation", activation, ACTIVATIONS)
-    _check_name("backend", backend, BACKENDS)
+    check_name("activation", activation, ACTIVATIONS)
+    check_name("backend", backend, BACKENDS)
     if q.dtype == torch.float64 and q.device.type != "cpu" and backend != "naive":
         raise ValueError(f"q: expected float64 on a CPU only (or backend='naive'), got it on {q.device}")
 
@@ -111,7 +111,7 @@ def _check_slopes(slopes: Any, q: Tensor) -> None:
     if isinstance(slopes, Tensor):
         _check_per_head("slopes", slopes, q)
     elif isinstance(slopes, str):
-        _check_name("slopes", slopes, ("balanced", "alibi"))
+        check_name("slopes", slopes, ("balanced", "alibi"))
     elif slopes is not None:
         raise TypeError(f"slopes: expected 'balanced', 'alibi', a torch.Tensor or None, got {type(slopes).__name__}")
 
@@ -146,7 +146,8 @@ def _check_document_ids(ids: Any, k: Tensor) -> None:
         raise ValueError(f"document_ids: expected q's device {k.device}, got {ids.device}")
 
 
-def _check_name(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_name(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """A str that is one of those allowed."""
     if not isinstance(value, str):
         raise TypeError(f"{argument}: expected a str, got {type(value).__name__}")
     if value not in allowed:

@@ -1,7 +1,13 @@
 """What every test shares: GPU tests skip without a GPU, and a failing test prints the seed of its inputs."""
 
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+
+from swat_flex import winners
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,3 +24,18 @@ def seed(request: pytest.FixtureRequest) -> int:
     torch.manual_seed(number)
     print(f"torch.manual_seed({number})")
     return number
+
+
+@pytest.fixture(autouse=True)
+def measured(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of this test's measurements, empty: what this machine was tuned to changes no test."""
+    folder = tmp_path_factory.getbasetemp() / "measured" / str(next(_numbers))
+    monkeypatch.setenv("AUTOTUNE_DIR", str(folder))
+    winners.store.cache_clear()
+    winners.refresh()
+    yield folder
+    winners.store.cache_clear()
+    winners.refresh()
+
+
+_numbers = itertools.count()

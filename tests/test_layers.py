@@ -18,18 +18,20 @@ ARROWS = {
     "positions": set(),
     "problem": {"window", "positions"},
     "validation": {"problem", "window", "positions"},
+    "winners": {"problem", "window"},
     "reference": {"validation", "problem", "window", "positions"},
     "modifiers": {"window", "positions"},
-    "backends": {"modifiers", "window", "positions", "problem"},
-    "dispatch": {"problem", "window", "backends"},
-    "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference"},
-    "distributed": {"api", "validation", "problem", "window", "dispatch"},
-    "decode": {"validation", "problem", "positions", "backends", "api"},
+    "backends": {"modifiers", "window", "positions", "problem", "winners"},
+    "dispatch": {"problem", "window", "backends", "winners"},
+    "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference", "winners"},
+    "decode": {"validation", "problem", "window", "positions", "backends", "api"},
     "nn": {"api", "decode", "positions", "distributed"},
     "training": {"nn", "distributed"},
+    "distributed": {"api", "validation", "problem", "window", "dispatch"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},
+    "tuning": {"api", "backends", "dispatch", "inspection", "positions", "problem", "testing", "window", "winners"},
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}
 
@@ -110,7 +112,7 @@ os.environ = Watched(environ._data, environ.encodekey, environ.decodekey, enviro
 before = set(sys.modules)
 import swat_flex
 assert not torch.cuda.is_initialized()
-optional = {"hypothesis", "matplotlib", "transformers", "rich", "typer", "triton", "numpy"}
+optional = {"hypothesis", "matplotlib", "transformers", "rich", "typer", "triton", "numpy", "autotune", "platformdirs"}
 print(read, sorted(optional & (set(sys.modules) - before)))
 """
     output = subprocess.check_output([sys.executable, "-c", program], text=True)

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 import swat_flex
-from swat_flex import dispatch
+from swat_flex import dispatch, winners
 from swat_flex.cli import machine, screen
 from swat_flex.problem import Backend, SwatProblem
 
@@ -21,6 +21,8 @@ def info() -> None:
     console = screen.console()
     for name, version in _versions().items():
         console.print(f"{name:<12}{version}")
+    store = winners.store()
+    console.print(f"{'measured':<12}{len(list(store.entries()))} entries in {store.folder}", soft_wrap=True)
     for name in machine.devices():
         device = torch.device(name)
         console.print(f"\n{name}: {machine.describe(device)}", style="bold")

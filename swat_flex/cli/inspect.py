@@ -18,6 +18,7 @@ from rich.table import Table
 
 from swat_flex.cli import options, screen
 from swat_flex.inspection import (
+    GPUS,
     Gpu,
     Inspection,
     Loop,
@@ -110,13 +111,23 @@ def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None,
     records = []
     for own in kernels:
         found = own.found
+        gpus = [each for each in GPUS.values() if each.target == chosen.name]
+        # What copies is bounded by a GPU's memory: where none was named, by the fastest memory of the target.
+        on = product or (max(gpus, key=lambda each: each.bandwidth) if own.bytes_moved else None)
         predictions = [
-            predict(loop, found.warps, found.target, gpu=product, flops=own.flops if loop is own.interior else None)
+            predict(loop, found.warps, found.target, gpu=on, flops=own.flops if loop is own.interior else None,
+                    bytes_moved=own.bytes_moved if loop is own.interior else None)
             for loop in found.loops
-        ]
+        ]  # fmt: skip
         screen.console().print(f"[bold]{own.name}[/], {own.config}", markup=True)
-        screen.console().print(_report(found, predictions, product), "")
-        records.append(_record(found, predictions, product))
+        screen.console().print(_report(found, predictions, on))
+        if own.copied and on:
+            step = (
+                f"A step of 64 sequences with 8 key heads each copies {64 * 8 * own.copied:,} bytes of keys and values"
+            )
+            screen.console().print(f"{step}: at least {64 * 8e6 * own.copied / on.bandwidth:.1f} µs on {on.name}.")
+        screen.console().print("")
+        records.append(_record(found, predictions, on) | {"copied": own.copied})
     screen.console().print(
         "Loops in order: the window's left edge, the interior without masks, the rest. TFLOP/s counts a kernel's own "
         "matrix products; only the forward's are all useful."

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import demo, generate, info, inspect, show, train
+from swat_flex.cli import demo, generate, info, inspect, show, train, tune
 
 
 class _Commands(TyperGroup):
@@ -27,6 +27,7 @@ app.command()(demo.demo)
 app.command()(info.info)
 app.command()(inspect.inspect)
 app.command()(show.show)
+app.command()(tune.tune)
 app.command()(train.train)
 app.command()(generate.generate)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from swat_flex import validation
 from swat_flex.api import flex_swat
-from swat_flex.backends import banded
+from swat_flex.backends import banded, triton
 from swat_flex.decode.ring import RingCache, kept_first, take_tokens
 from swat_flex.positions import slopes_of
-from swat_flex.problem import Activation, Backend, Slopes
+from swat_flex.problem import Activation, Backend, Slopes, SwatProblem
+from swat_flex.window import Window
+
+DecodeBackend = Literal["auto", "triton", "banded"]
+BACKENDS: tuple[str, ...] = get_args(DecodeBackend)
 
 
 def swat_decode(
@@ -20,6 +26,7 @@ def swat_decode(
     slopes: Slopes = "balanced",
     scale: float | None = None,
     logit_bias: Tensor | float | None = None,
+    backend: DecodeBackend = "auto",
 ) -> Tensor:
     """Attention of the newest tokens, whose keys and values have already been appended: the last rows of `flex_swat`.
 
@@ -37,18 +44,22 @@ def swat_decode(
             cache's heads.
         cache: with the T tokens appended.
         slopes, scale, logit_bias: as in `flex_swat`.
+        backend: "banded", plain PyTorch operators on any device; "triton", one kernel or two on a GPU; "auto" is
+            "banded" until the kernels have a GPU record.
 
     Returns:
         `[B, Hq, T, Dv]` in q's dtype, its axes in memory in q's order. Sums are float32, float64 for float64.
 
     Raises:
         TypeError, ValueError: an argument that breaks a rule above.
+        NotImplementedError: a backend asked for by name that cannot run the call; the message says why.
         RuntimeError: q, slopes or logit_bias requires a gradient, which decoding does not have (`swat_prefill` does).
     """
     _check_cache(cache)
     q = cache.cast(q)
     _check_queries(q, cache)
     validation.check_logits(q, slopes, scale, logit_bias)
+    validation.check_name("backend", backend, BACKENDS)
     if q.shape[2] > cache.queries:
         raise ValueError(f"q: expected at most the cache's queries = {cache.queries} new tokens, got {q.shape[2]}")
     if torch.is_grad_enabled():
@@ -63,10 +74,14 @@ def swat_decode(
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
     scale = head_dim**-0.5 if scale is None else float(scale)
-    decode = banded.decode
-    return decode(
+    reason = triton.supports(_problem(q, cache, slopes, logit_bias)) if backend == "triton" else None
+    if reason is not None:
+        raise NotImplementedError(f"backend='triton': {reason}")
+    decode = (triton if backend == "triton" else banded).swat_decode
+    out: Tensor = decode(
         q, cache.keys, cache.values, cache.length, slopes_of(slopes, heads, q), logit_bias, cache.window, scale
     )
+    return out
 
 
 def swat_prefill(
@@ -148,6 +163,27 @@ def _joined(k: Tensor, v: Tensor, cache: RingCache, mask: Tensor | None) -> tupl
         keys, values = (take_tokens(x, source.clamp(min=0)) for x in (keys, values))
     shown = live[:, None, :, None]
     return torch.where(shown, keys, 0), torch.where(shown, values, 0), live.to(torch.int32) - 1
+
+
+def _problem(q: Tensor, cache: RingCache, slopes: Slopes, logit_bias: Tensor | None) -> SwatProblem:
+    """One step: T queries against as many keys as there are slots."""
+    return SwatProblem(
+        batch=q.shape[0],
+        q_heads=q.shape[1],
+        kv_heads=cache.keys.shape[1],
+        q_len=q.shape[2],
+        kv_len=cache.slots,
+        head_dim=q.shape[3],
+        value_dim=cache.values.shape[3],
+        dtype=q.dtype,
+        device_type=q.device.type,
+        window=Window.of(cache.window),
+        activation="sigmoid",
+        has_slopes=slopes is not None,
+        has_logit_bias=logit_bias is not None,
+        has_documents=False,
+        needs_grad=False,
+    )
 
 
 def _check_cache(cache: RingCache) -> None:

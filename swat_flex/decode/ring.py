@@ -199,6 +199,8 @@ class RingCache(torch.nn.Module):
 
 def kept_first(mask: Tensor) -> Tensor:
     """`[B, T]`: the tokens of each row, those of the mask first, else in order."""
+    if mask.shape[1] == 1:
+        return torch.zeros(mask.shape, dtype=torch.int64, device=mask.device)
     return mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from swat_flex.backends.triton import TritonConfig, configuration
+from swat_flex.backends.triton import DecodeConfig, TritonConfig, configuration
 from swat_flex.backends.triton.offline import KERNELS, compile_kernel
+from swat_flex.backends.triton.offline_decode import compile_decode, offline_configuration
 from swat_flex.inspection.kernel import Inspection, inspect_kernel
 from swat_flex.inspection.loops import Loop
 from swat_flex.problem import SwatProblem, WindowLike
@@ -23,26 +24,53 @@ class OwnKernel:
         name: which.
         config: its default configuration.
         found: what its machine code says.
-        flops: floating-point operations of its matrix products in one iteration of one block.
+        flops: floating-point operations of its matrix products in one iteration of one block; None where they are not
+            what it is for.
         interior: the loop over tiles that need no mask, the shortest that multiplies; None where it has no loop.
+        bytes_moved: bytes of memory that one iteration of one block of it moves; None where it reuses what it reads.
+        copied: bytes that it moves for one sequence and one key head, all blocks together; None likewise.
     """
 
     name: str
-    config: TritonConfig
+    config: TritonConfig | DecodeConfig
     found: Inspection
-    flops: float
+    flops: float | None
     interior: Loop | None
+    bytes_moved: float | None = None
+    copied: int | None = None
 
 
 def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKernel]:
-    """Forward, dq and dk/dv in bfloat16 for value and key heads of one width."""
+    """Forward, dq, dk/dv and decode in bfloat16 for value and key heads of one width."""
     problem = SwatProblem.of_self_attention(8, 8192, head_dim, torch.bfloat16, "cuda", window)
     kernels = []
     for name in KERNELS:
         config = configuration(problem)[name]
         found = inspect_kernel(compile_kernel(name, problem, target))
-        products = [loop for loop in found.loops if loop.counts.get("tensor core")]
-        interior = min(products, key=lambda loop: len(loop.instructions), default=None)
+        interior = _interior(found)
         flops = 2.0 * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
         kernels.append(OwnKernel(name, config, found, flops, interior))
-    return kernels
+    return [*kernels, _decode(problem, target)]
+
+
+def _decode(problem: SwatProblem, target: str) -> OwnKernel:
+    """One new token per sequence against a full ring: each key and value is read once, so memory bounds it."""
+    slots = problem.kv_len if problem.window.left is None else problem.window.left + 1
+    step = replace(problem, q_len=1, kv_len=slots)
+    config = offline_configuration(step)
+    found = inspect_kernel(compile_decode(step, target))
+    key_bytes = (step.head_dim + step.value_dim) * step.dtype.itemsize
+    return OwnKernel(
+        "decode",
+        config,
+        found,
+        None,
+        _interior(found),
+        bytes_moved=config.block_n * key_bytes,
+        copied=slots * key_bytes,
+    )
+
+
+def _interior(found: Inspection) -> Loop | None:
+    products = [loop for loop in found.loops if loop.counts.get("tensor core")]
+    return min(products, key=lambda loop: len(loop.instructions), default=None)

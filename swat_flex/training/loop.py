@@ -151,7 +151,6 @@ class Trainer:
             for first in range(0, len(starts), per_rank):
                 batch = rows(stream, starts[first : first + per_rank], length)
                 loss = self.model.loss(*self.ranks.part(batch))
-                # Of ranks that share rows each counts all of them: numerator and denominator grow alike.
                 sums += torch.tensor([loss.item() * batch.targets.numel(), (batch.targets != SEPARATOR).sum()])
         nats, size = self.ranks.sum(sums.to(self.ranks.device, torch.float32)).tolist()
         return float(nats / math.log(2) / size)
@@ -162,16 +161,13 @@ class Trainer:
 
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         model, optimizer = get_state_dict(self.model, self.optimizer, options=whole)
+        text = self.corpus
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "model_config": self.model.config.to_dict(),
             "training_config": self.training.to_dict(),
-            "corpus": {
-                "fingerprint": self.corpus.fingerprint,
-                "folder": self.corpus.folder,
-                "pattern": self.corpus.pattern,
-            },
+            "corpus": {"fingerprint": text.fingerprint, "folder": text.folder, "pattern": text.pattern},
             "model": model,
             "optimizer": optimizer,
         }

@@ -46,7 +46,7 @@ class Ranks:
         return self.mesh is None or torch.distributed.get_rank() == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over the processes, in place."""
+        """Over the processes, in place: what each counts of whole rows is counted by all that share them."""
         if self.mesh is not None:
             torch.distributed.all_reduce(values)
         return values

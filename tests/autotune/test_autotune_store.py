@@ -394,3 +394,27 @@ def test_the_folder_is_chosen_when_the_store_is_opened(monkeypatch, tmp_path):
 
 def test_devices_differ():
     assert make_key(device=CPU).preset_digest != make_key(device=GPU).preset_digest
+
+
+def test_holds_tells_whether_a_key_is_worth_building(tmp_path):
+    store = Store(tmp_path / "folder", tmp_path / "presets")
+    assert not store.holds("matmul")
+    store.put(make_entry(make_key("matmul.forward")))
+    assert store.holds("matmul.forward")
+    assert not store.holds("matmul")
+    shipped = Store(tmp_path / "other")
+    shipped.put(make_entry(make_key("softmax")))
+    (tmp_path / "presets").mkdir()
+    shipped.export_file(tmp_path / "presets" / "all.json")
+    fresh = Store(tmp_path / "folder", tmp_path / "presets")
+    assert fresh.holds("softmax")
+    assert not fresh.holds("soft")
+
+
+def test_holds_counts_what_could_not_be_saved(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "folder")
+    assert not store.holds("matmul")
+    with pytest.warns(StoreWarning):
+        store.put(make_entry(make_key("matmul")))
+    assert store.holds("matmul")

@@ -8,8 +8,8 @@ import torch
 from cases import Case
 from pairwise import pairwise
 
-from swat_flex import flex_swat, naive_swat
-from swat_flex.backends.banded import BandedConfig, tiles
+from swat_flex import flex_swat, naive_swat, winners
+from swat_flex.backends.banded import BandedConfig
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
 FACTORS = {
@@ -107,11 +107,12 @@ CUTS = [BandedConfig(16, 1, 1), BandedConfig(32, 2**14, 3), BandedConfig(64, 2**
 @pytest.mark.parametrize("config", CUTS, ids=str)
 @pytest.mark.parametrize("window", [1, 70, 1500, None, (5, 60), (1300, None)], ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_any_cut_gives_the_same_result(monkeypatch, config, window, dtype):
+def test_any_cut_gives_the_same_result(config, window, dtype):
     """Blocks, chunks of wide windows, groups of heads and batches, converted segments: none may show."""
-    monkeypatch.setattr(tiles, "configuration", lambda window: config)
     case = Case(1700, window, 2, 8, 5, dtype, "transposed", "padded", 600, biased=True, batch=3)
-    actual, exact = case.run(flex_swat, backend="banded"), case.exact()
+    with winners.using({"banded.forward": config, "banded.backward": config}):
+        actual = case.run(flex_swat, backend="banded")
+    exact = case.exact()
     for name, expected in exact.items():
         error = (actual[name].double() - expected).norm() / max(expected.norm(), 1e-30)
         assert error < (1e-12 if dtype == "float64" else 1e-2 if name.startswith("d") else 4e-3), name

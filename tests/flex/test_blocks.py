@@ -35,21 +35,24 @@ def listed(number: Tensor, indices: Tensor, tiles: int) -> Tensor:
     return named.bool()
 
 
-def check(window: Window, q_len: int, kv_len: int, rows: int, columns: int, ids: Tensor | None = None) -> Blocks:
+def check(
+    window: Window, q_len: int, kv_len: int, rows: int, columns: int, ids: Tensor | None = None, tile: int = TILE
+) -> Blocks:
     """Each visible pair lies in a listed tile, each pair of a full tile is visible, both directions agree."""
-    _, blocks = band(window, q_len, kv_len, rows, columns, CPU, ids, backward=True, extra_key=False, dense_shape=False)
+    form = {"backward": True, "extra_key": False, "dense_shape": False, "tile": tile}
+    _, blocks = band(window, q_len, kv_len, rows, columns, CPU, ids, **form)
     partial = listed(blocks.kv_num, blocks.kv_indices, columns)
     full = listed(blocks.full_kv_num, blocks.full_kv_indices, columns)
     assert torch.equal(partial, listed(blocks.q_num, blocks.q_indices, rows).mT)
     assert torch.equal(full, listed(blocks.full_q_num, blocks.full_q_indices, rows).mT)
     assert not (partial & full).any()
-    pairs = torch.zeros(len(partial), rows * TILE, columns * TILE, dtype=torch.bool)
+    pairs = torch.zeros(len(partial), rows * tile, columns * tile, dtype=torch.bool)
     pairs[:, :q_len, :kv_len] = visible_pairs(window, q_len, kv_len, ids)
-    per_tile = pairs.unflatten(2, (columns, TILE)).unflatten(1, (rows, TILE)).sum((2, 4))
-    assert (per_tile[full] == TILE * TILE).all()
+    per_tile = pairs.unflatten(2, (columns, tile)).unflatten(1, (rows, tile)).sum((2, 4))
+    assert (per_tile[full] == tile * tile).all()
     if ids is None:  # exact: nothing is visited in vain, nothing is masked in vain
         assert torch.equal(partial | full, per_tile > 0)
-        assert torch.equal(full, per_tile == TILE * TILE)
+        assert torch.equal(full, per_tile == tile * tile)
     else:
         assert (partial | full)[per_tile > 0].all()
     return blocks
@@ -61,6 +64,32 @@ def test_tiles_are_those_of_the_window(window):
         tiles = -(-length // TILE)
         check(Window.of(window), length, length, tiles, tiles)
         check(Window.of(window), length, length, tiles + 2, tiles + 1)  # padded to more
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_tiles_of_half_the_size(window):
+    for length in (1, 63, 64, 65, 300):
+        tiles = -(-length // 64)
+        check(Window.of(window), length, length, tiles, tiles, tile=64)
+        check(Window.of(window), max(1, length // 2), length, tiles, tiles + 1, tile=64)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_merged_lists_name_the_same_tiles_and_neighbours_alone(window):
+    """What FlexAttention's BLOCKS_ARE_CONTIGUOUS takes for granted, in both directions."""
+    form = {"backward": True, "extra_key": False, "dense_shape": False}
+    for q_len, kv_len in itertools.product((129, 300, 1025), (1025, 1300)):
+        rows, columns = -(-q_len // TILE), -(-kv_len // TILE)
+        call = (Window.of(window), q_len, kv_len, rows, columns, CPU, None)
+        (_, apart), (_, merged) = band(*call, **form), band(*call, **form, merged=True)
+        assert merged.full_kv_num is None is merged.full_q_num
+        for which, of in (("kv", columns), ("q", rows)):
+            lists = [listed(*(getattr(b, f"{name}{which}_{x}") for x in ("num", "indices")), of)
+                     for b, name in ((apart, ""), (apart, "full_"), (merged, ""))]  # fmt: skip
+            assert torch.equal(lists[0] | lists[1], lists[2])
+            number, indices = getattr(merged, f"{which}_num")[0, 0], getattr(merged, f"{which}_indices")[0, 0]
+            for n, named in zip(number.tolist(), indices, strict=True):
+                assert named[:n].tolist() == list(range(int(named[0]), int(named[0]) + n))
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)

@@ -83,7 +83,8 @@ def test_the_tail_of_the_sigmoid_is_exact(logit, dtype):
     assert ((out - exact).abs() <= room).all()
 
 
-@pytest.mark.parametrize(("logit", "error"), [(0.0, 2**-10), (-5.0, 0.08)])
+# tanh(x/2) to 2⁻¹¹, as PTX documents it, moves σ(x) by up to 2⁻¹² absolute.
+@pytest.mark.parametrize(("logit", "error"), [(0.0, 2**-10), (-5.0, 0.04), (-7.0, 0.27), (-9.0, 2.0)])
 def test_the_hardware_tanh_is_as_coarse_as_documented(logit, error):
     q = torch.zeros(1, 1, 256, 64, dtype=torch.bfloat16, device="cuda")
     v = torch.ones_like(q)

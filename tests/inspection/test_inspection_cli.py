@@ -50,13 +50,26 @@ def test_without_a_kernel_it_reports_ours(tmp_path):
         "forward_kernel",
         "query_gradient_kernel",
         "key_gradients_kernel",
+        "decode_kernel",
     ]
-    for record in records:
+    for record in records[:3]:
         assert record["kernel"] in result.output
         interior = min(record["loops"], key=lambda loop: loop["instructions"])
         assert interior["prediction"]["bound"]
         assert interior["prediction"]["tflops"] > 0
+    (loop,) = records[3]["loops"]
+    assert loop["prediction"]["bound"] == "memory"
+    assert records[3]["copied"] == 1024 * 2 * 64 * 2
+    assert "134,217,728 bytes" in result.output  # 64 sequences, 8 key heads
+    assert "28.0 µs on H200" in " ".join(result.output.split())
     assert "not a measurement" in result.output
+
+
+def test_decoding_is_bound_by_memory_though_no_gpu_is_named():
+    result = run("--target", "sm_90", "--head-dim", "64", "--window", "1024")
+    assert result.exit_code == 0, result.output
+    decode = result.output[result.output.index("decode_kernel") :]
+    assert decode[decode.index("predicted bound") :].split()[2] == "memory"
 
 
 def test_unknown_rates_are_said():

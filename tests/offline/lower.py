@@ -6,6 +6,7 @@ inputs themselves (on the CPU), and of each attention kernel the registers, spil
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from swat_flex.backends.flex import op, programs  # noqa: E402
 from swat_flex.backends.flex.blocks import TILE, Blocks, Bounds, band, padded_tiles  # noqa: E402
+from swat_flex.backends.flex.config import FlexConfig  # noqa: E402
 from swat_flex.window import Window  # noqa: E402
 
 torch._inductor.config.force_disable_caches = True
@@ -69,6 +71,14 @@ class Recorder:
         return types.SimpleNamespace(call=call, __file__="/dev/null", key="key", runner=None)
 
 
+def configured(case: dict) -> FlexConfig:
+    """The case's own configuration, or the default."""
+    default = op.choose(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
+    config = dataclasses.replace(default, **case.get("config", {}))
+    assert config.is_valid()
+    return config
+
+
 def arguments(case: dict) -> dict[str, torch.Tensor]:
     """Random q, k, v, slopes and the band of a case, padded as the backend pads them, on the CPU."""
     generator = torch.Generator().manual_seed(case.get("seed", 0))
@@ -88,19 +98,22 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
         "q": padded(heads, case["head_dim"]),
         "k": padded(kv_heads, case["head_dim"]),
         "v": padded(kv_heads, case["value_dim"]),
-        "slopes": op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * TILE).detach(),
+        "slopes": None,
         "logit_bias": draw(heads)[:, None].repeat(1, tiles * TILE) if case.get("logit_bias") else None,
     }
-    sides = case["window"]
+    if case.get("slopes", True):
+        made["slopes"] = op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * TILE).detach()
+    config, sides = configured(case), case["window"]
     window = Window(*sides) if isinstance(sides, list) else Window.of(sides)
     ids = torch.arange(length).expand(batch, -1) // 60 - 1 if case.get("documents") else None
     made["document_ids"] = None if ids is None else F.pad(ids, (0, tiles * TILE - length), value=-1)
+    columns = tiles * TILE // config.mask_block
     bounds, blocks = band(
-        window, length, length, tiles, tiles, torch.device("cpu"), ids,
-        backward=case["backward"], extra_key=False, dense_shape=False,
+        window, length, length, columns, columns, torch.device("cpu"), ids,
+        backward=case["backward"], extra_key=False, dense_shape=False, tile=config.mask_block, merged=config.contiguous,
     )  # fmt: skip
     made |= {f"bounds.{n}": x for n, x in bounds._asdict().items()}
-    made |= {f"blocks.{n}": x for n, x in blocks._asdict().items()}
+    made |= {f"blocks.{n}": x for n, x in blocks._asdict().items() if x is not None}
     grad = torch.zeros(*made["q"].shape[:3], case["value_dim"], dtype=dtype)
     grad[:, :, :length] = draw(batch, heads, length, case["value_dim"])
     return made | {"grad": grad}
@@ -112,7 +125,7 @@ def lower(case: dict) -> dict[str, object]:
     differentiable = ("q", "k", "v", "slopes", "logit_bias") if case["backward"] else ()
     GraphLowering.compile_to_module = lambda graph: recorder.compile_to_module(graph)  # noqa: PLW0108  (not a method)
     torch._dynamo.reset()
-    config = op.choose(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
+    config = configured(case)
     with FakeTensorMode():
         fake = {}
         for name, x in real.items():

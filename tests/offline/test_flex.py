@@ -18,6 +18,12 @@ from swat_flex import naive_swat
 HERE = Path(__file__).parent
 COUNTED = {"batch": 1, "q_heads": 4, "kv_heads": 2, "length": 1000, "window": 300, "backward": True}
 RUN = {"batch": 2, "q_heads": 4, "kv_heads": 2, "length": 200, "window": 70, "dtype": "float32", "backward": True}
+SWITCHES = {
+    "contiguous": "BLOCKS_ARE_CONTIGUOUS",
+    "rows_safe": "ROWS_GUARANTEED_SAFE",
+    "prescale": "PRESCALE_QK",
+}
+TUNED = {"head_dim": 16, "value_dim": 16, "seed": 3}
 CASES = {
     90: {
         "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
@@ -25,6 +31,12 @@ CASES = {
         "sigmoid": RUN | {"head_dim": 20, "value_dim": 32, "logit_bias": True},
         "softmax": RUN | {"head_dim": 32, "value_dim": 16, "window": [40, 20], "softmax": True, "seed": 1},
         "documents": RUN | {"head_dim": 16, "value_dim": 16, "documents": True, "seed": 2},
+        "contiguous": RUN | TUNED | {"config": {"contiguous": True, "mask_block": 64}},
+        "rows_safe": RUN | TUNED | {"config": {"rows_safe": True}, "window": [None, 0], "length": 256, "softmax": True},
+        "prescale": RUN | TUNED | {"config": {"prescale": True}, "slopes": False, "softmax": True, "window": 70},
+        "tma": COUNTED
+        | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"}
+        | {"config": {"tma": True, "backward_tma": True}},
     },
     80: {
         "d64": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16"},
@@ -116,7 +128,15 @@ def test_fifty_lengths_in_a_callers_compile_make_two_graphs(tmp_path):
     assert json.loads(done)["graphs"] <= 2
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax", "documents"])
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_tensor_memory_accelerators_load_where_a_configuration_asks_for_them(lowered, which):
+    """UTMALDG is the instruction; the default configuration has none."""
+    for case, wanted in (("tma", True), ("d64", False)):
+        assert ("UTMALDG" in kernel(lowered, 90, case, which)["opcodes"]) is wanted
+    assert kernel(lowered, 90, "tma", which)["shared"] <= 227 * 1024
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softmax", "documents", "contiguous", "rows_safe", "prescale"])
 def test_generated_kernels_compute_the_definition(lowered, name):
     """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile."""
     path = lowered[90, name]
@@ -132,9 +152,13 @@ def test_generated_kernels_compute_the_definition(lowered, name):
         found[name] = found[name].sum(1, keepdim=True)
 
     wanted = {x: real(x, inputs[x]).double().requires_grad_() for x in found if x != "out"}
+    if name in CASES[90] and "config" in case:
+        switch = next(iter(case["config"]))
+        sources = "".join(module["source"] for module in torch.load(path, weights_only=False)["modules"])
+        assert re.search(rf"{SWITCHES[switch]} : tl.constexpr = True", sources)
     ids = inputs["document_ids"]
     ids = None if ids is None else ids[:, :length]
-    rest = {"document_ids": ids, "slopes": wanted["slopes"], "logit_bias": wanted.get("logit_bias")}
+    rest = {"document_ids": ids, "slopes": wanted.get("slopes"), "logit_bias": wanted.get("logit_bias")}
     window = tuple(case["window"]) if isinstance(case["window"], list) else case["window"]
     activation = "softmax" if case.get("softmax") else "sigmoid"
     out = naive_swat(wanted["q"], wanted["k"], wanted["v"], window, activation=activation, **rest)

@@ -3,6 +3,8 @@
 The interpreter has neither bfloat16 products nor inline assembly: float32 and float16, σ by exp2 and division.
 """
 
+import dataclasses
+import mmap
 import os
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from cases import Case
 from pairwise import pairwise
 
-from swat_flex import flex_swat, naive_swat
+from swat_flex import flex_swat, naive_swat, winners
+from swat_flex.backends.triton import TritonConfig, op
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
@@ -62,8 +65,7 @@ def poisoned_buffers(monkeypatch):
     monkeypatch.setattr(torch, "empty_permuted", poisoned(torch.empty_permuted))
 
 
-@pytest.mark.parametrize("case", CASES + LONG, ids=str)
-def test_output_and_gradients_are_within_budget(case):
+def check(case):
     actual, exact, rough = case.run(flex_swat, backend="triton"), case.exact(), case.rough()
     assert case.in_range(exact)
     for name in ("out", "dq", "dk", "dv"):
@@ -75,6 +77,81 @@ def test_output_and_gradients_are_within_budget(case):
         terms = exact["out"].numel() if name in ("dslopes", "dlogit_bias") else 1  # that may cancel in the sum
         error = (actual[name].double() - expected).norm() / max(expected.norm(), terms**0.5)
         assert error < (2e-5 if case.dtype == "float32" else 1e-2), name
+
+
+@pytest.mark.parametrize("case", CASES + LONG, ids=str)
+def test_output_and_gradients_are_within_budget(case):
+    check(case)
+
+
+@pytest.mark.parametrize("value_dim", [1, 17, 256])
+@pytest.mark.parametrize("head_dim", [1, 2, 15, 17, 96, 128, 129, 255, 256])
+def test_every_width_of_head_is_padded_right(head_dim, value_dim):
+    dtype = "float16" if (head_dim + value_dim) % 2 else "float32"
+    check(Case(37, 20, 1, head_dim, value_dim, dtype, kv_heads=1, seed=head_dim))
+
+
+@pytest.mark.parametrize("config", [TritonConfig(32, 64, 4, 2, True), TritonConfig(64, 32, 4, 2, True, True)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(67, 20, 2, 16, 24, kv_heads=1, batch=2, biased=True),
+        Case(129, (20, 70), 1, 40, dtype="float16", kv_heads=1, fewer=30),
+        Case(100, None, 3, 20, 16, "float16", "transposed", "packed", kv_heads=1),
+        Case(70, 33, 1, 16, layout="expanded", documents="padded"),
+        Case(33, 5, 1, 8, layout="sliced", kv_heads=1),
+    ],
+    ids=str,
+)
+def test_descriptors_read_what_pointers_read(case, config, monkeypatch):
+    """Bounds, ragged widths and strides; the interpreter ignores warp_specialize."""
+    described = []
+    real = op.described
+
+    def spy(*args):
+        described.append(args[1])
+        return real(*args)
+
+    monkeypatch.setattr(op, "described", spy)
+    monkeypatch.setattr(op, "configurations", lambda *_: (dataclasses.replace(config, descriptors=False),) * 2)
+    plain = case.run(flex_swat, backend="triton")
+    assert not described
+    monkeypatch.setattr(op, "configurations", lambda *_: (config,) * 2)
+    by_descriptor = case.run(flex_swat, backend="triton")
+    assert described
+    assert all(torch.equal(plain[name], by_descriptor[name]) for name in plain)
+    check(case)
+
+
+def sparse(shape, strides, dtype=torch.float16):
+    """Zeros of any strides, in memory that exists only where it is written."""
+    size = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
+    return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
+
+
+@pytest.mark.parametrize(
+    "strides",
+    [
+        (0, 2**31 + 16, 16, 1),  # heads far apart
+        (0, 16, 2**26, 1),  # rows: within one tile already
+        (0, 40, 1, 2**28),  # columns
+    ],
+    ids=str,
+)
+def test_offsets_beyond_two_to_the_31_elements_are_reached(strides):
+    shape = (1, 2, 40, 16)
+    tensors = [sparse(shape, strides).copy_(torch.randn(shape)) for _ in range(3)]
+    grad = sparse(shape, strides).copy_(torch.randn(shape))
+    rest = (None, None, None, op.Window.of(20), 0.25, "sigmoid")
+    for far, near in (
+        ((op._forward(*tensors, *rest),), (op._forward(*(x.contiguous() for x in tensors), *rest),)),
+        (
+            op._backward(grad, *tensors, *rest, False),
+            op._backward(*(x.contiguous() for x in (grad, *tensors)), *rest, False),
+        ),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(far[:3], near[:3], strict=True))
 
 
 def test_keys_that_nobody_sees_get_gradients_of_zero():
@@ -135,17 +212,19 @@ def test_a_dtype_the_interpreter_gets_wrong_is_refused():
         flex_swat(q, q, q, 2, backend="triton")
 
 
-def test_a_device_short_of_shared_memory_gets_smaller_tiles(monkeypatch):
+@pytest.fixture
+def launched(monkeypatch):
+    """The tiles of each launch of the forward, on a device that has no room for more than 32 rows."""
     from triton.runtime.errors import OutOfResources
 
     from swat_flex.backends.triton import forward
 
-    launched = []
+    tiles = []
 
     class Scarce:
         def __getitem__(self, grid):
             def run(*args, **options):
-                launched.append((options["BM"], options["BN"]))
+                tiles.append((options["BM"], options["BN"]))
                 if options["BM"] > 32:
                     raise OutOfResources(200_000, 100_000, "shared memory")
                 real[grid](*args, **options)
@@ -154,11 +233,38 @@ def test_a_device_short_of_shared_memory_gets_smaller_tiles(monkeypatch):
 
     real = forward.forward_kernel
     monkeypatch.setattr(forward, "forward_kernel", Scarce())
+    return tiles
+
+
+def test_a_device_short_of_shared_memory_gets_smaller_tiles(launched):
     case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
     q, k, v = case.tensors()
     out = flex_swat(q, k, v, 30, backend="triton")
     assert launched == [(128, 64), (32, 32)]
     torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
+
+
+def test_a_configuration_in_force_runs_or_fails(launched):
+    """Else a tuner would time the default in the name of what the device has no room for."""
+    from triton.runtime.errors import OutOfResources
+
+    q, k, v = Case(70, 30, 1, 16, dtype="float16", kv_heads=1).tensors()
+    with winners.using({"triton.forward": TritonConfig(64, 16, 4, 1)}), pytest.raises(OutOfResources):
+        flex_swat(q, k, v, 30, backend="triton")
+    with winners.using({"triton.forward": TritonConfig(16, 32, 4, 1)}):
+        out = flex_swat(q, k, v, 30, backend="triton")
+    assert launched == [(64, 16), (16, 32)]
+    torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
+
+
+def test_other_tiles_compute_the_same():
+    case = Case(150, (60, 3), 2, 16, dtype="float32", kv_heads=1, biased=True)
+    config, exact = TritonConfig(16, 64, 4, 1), case.exact()
+    with winners.using({f"triton.{name}": config for name in ("forward", "query_gradient", "key_gradients")}):
+        actual = case.run(flex_swat, backend="triton")
+    for name in exact:
+        error = (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), 1.0)
+        assert error < 2e-5, name
 
 
 def test_operators_pass_torchs_own_check():

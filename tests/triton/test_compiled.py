@@ -3,6 +3,7 @@
 Counts are ceilings to keep, not measurements of speed. A loop is per thread and per tile of the default configuration.
 """
 
+import re
 from functools import cache
 
 import pytest
@@ -14,9 +15,12 @@ from swat_flex.window import Window
 
 pytest.importorskip("triton")
 
+import triton
+
 from swat_flex.backends.triton.offline import KERNELS, compile_kernel
 from swat_flex.inspection import inspect_kernel
 
+OLD = triton.__version__ < "3.7"  # whose code spills a register or two more, outside the interior loops
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "MMA", "gfx942": "MFMA"}
 
 
@@ -71,7 +75,10 @@ def test_default_kernels_use_tensor_cores_and_no_float64(name, head_dim, target)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", KERNELS)
 def test_default_kernels_keep_everything_in_registers(name, head_dim, dtype):
-    assert not inspected(name, head_dim=head_dim, dtype=dtype).local_memory_instructions
+    found = inspected(name, head_dim=head_dim, dtype=dtype)
+    assert not {"LDL", "STL"} & set(interior(found).counts)
+    allowed = 2 if OLD and (name, head_dim) == ("key_gradients", 128) else 0
+    assert len(found.local_memory_instructions) <= allowed
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -79,7 +86,8 @@ def test_default_kernels_keep_everything_in_registers(name, head_dim, dtype):
 def test_grouped_heads_and_per_head_gradients_spill_outside_the_interior_at_most(name, head_dim):
     found = inspected(name, head_dim=head_dim, group=4, per_head=True)
     assert not {"LDL", "STL"} & set(interior(found).counts)
-    assert len(found.local_memory_instructions) <= (0 if head_dim == 64 else 32)
+    allowed = {64: 4, 128: 38} if OLD else {64: 0, 128: 32}
+    assert len(found.local_memory_instructions) <= allowed[head_dim]
 
 
 CEILINGS = [
@@ -130,3 +138,64 @@ def test_the_products_of_one_kernel_run_asynchronously():
     loop = interior(found)
     waits = sum(i.opcode.startswith("WARPGROUP") for i in loop.instructions)
     assert waits <= 4
+
+
+DESCRIBED = [
+    # as CEILINGS, and the registers per thread: addresses need none
+    ("forward", 64, TritonConfig(128, 64, 4, 3, True), 642, 225),
+    ("forward", 128, TritonConfig(128, 64, 8, 2, True), 385, 170),
+    ("query_gradient", 64, TritonConfig(128, 64, 8, 3, True), 455, 165),
+    ("query_gradient", 128, TritonConfig(128, 64, 8, 2, True), 500, 235),
+    ("key_gradients", 64, TritonConfig(64, 128, 8, 2, True), 515, 210),
+    ("key_gradients", 128, TritonConfig(32, 128, 8, 2, True), 360, 240),
+]
+
+
+@pytest.mark.parametrize(("name", "head_dim", "config", "ceiling", "registers"), DESCRIBED)
+def test_descriptors_load_by_the_accelerator_and_free_registers(name, head_dim, config, ceiling, registers):
+    found = inspected(name, head_dim=head_dim, config=config)
+    loop = interior(found)
+    print(f"{name} D={head_dim}: {len(loop.instructions)} instructions, {found.resources.registers} registers")
+    assert any(i.opcode.startswith("UTMALDG") for i in loop.instructions)
+    assert not any(i.opcode.startswith("LDGSTS") for i in found.instructions)
+    assert not found.local_memory_instructions
+    assert len(loop.instructions) <= ceiling
+    assert found.resources.registers <= registers
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_descriptors_compile_for_blackwell(name):
+    config = TritonConfig(64, 64, 4, 2, True)
+    assert any(i.opcode.startswith("UTMALDG") for i in inspected(name, "sm_100", config=config).instructions)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_blackwell_specialises_the_forwards_warps(head_dim):
+    """Loads, products and σ in warps of their own, which hand registers to each other."""
+    found = inspected("forward", "sm_100", head_dim=head_dim, config=TritonConfig(128, 64, 4, 2, True, True))
+    opcodes = {i.opcode.split(".")[0] for i in found.instructions}
+    assert {"USETMAXREG", "UTMALDG", "UTCHMMA"} <= opcodes
+    assert not found.local_memory_instructions
+    weighing = [loop for loop in found.loops if special_functions(loop)]
+    assert min(len(loop.instructions) for loop in weighing) <= 560  # 678 where the same warps load and multiply
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_four_sigmoids_that_share_a_reciprocal_lie_in_one_row(name, target):
+    """The packed assembly counts on the order in which a thread holds a tile: see sigmoid.py."""
+    layouts = packed_layouts(compile_kernel(name, problem(), target).asm["ttgir"])
+    assert layouts
+    for layout in layouts:
+        if "nvidia_mma" in layout:  # a thread's registers: 2 columns, 2 rows, then columns again
+            assert re.search(r"versionMajor = [23]", layout)
+        else:
+            registers = [[int(x) for x in base] for base in re.findall(r"\[(\d+), (\d+)\]", layout.split("lane")[0])]
+            assert registers[0][0] == registers[2][0] == 0  # elements 0, 1, 4, 5 of eight
+
+
+def packed_layouts(ttgir):
+    """The layouts on which assembly for eight elements runs."""
+    named = dict(re.findall(r"^(#\w+) = (.*)$", ttgir, re.MULTILINE))
+    used = re.findall(r"packed_element = 8 : i32.*?-> tensor<[^#]*(#\w+)>", ttgir)
+    return [named[name] for name in used]

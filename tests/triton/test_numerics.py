@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_decode.py"])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_kernels_in_the_interpreter():
+def test_kernels_in_the_interpreter(name):
     """In a process of its own: Triton decides at import whether it compiles or interprets."""
-    file = Path(__file__).with_name("interpreted.py")
+    file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False

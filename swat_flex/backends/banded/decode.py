@@ -15,7 +15,7 @@ from torch import Tensor
 from swat_flex.backends.banded.op import exact_products
 from swat_flex.backends.operator import define_decode, empty_output, per_head_dtype
 
-CHUNK = 1024  # slots at a time: their conversion to float32 should stay in the caches
+CHUNK = 2**22  # elements of keys and values converted to float32 at a time
 
 
 def _decode(
@@ -42,12 +42,13 @@ def _live_slots(
         row = rows.stop
         # [G, group·T, D], G rows of the batch × key heads: the query heads of a key head one below the other
         queries = q[rows].to(dtype).reshape(-1, q.shape[1] // kv_heads * tokens, q.shape[3])
+        chunk = max(CHUNK // (len(queries) * (keys.shape[3] + values.shape[3])), 64)
         total = torch.zeros(*queries.shape[:2], values.shape[3], dtype=dtype)
         newest = torch.arange(count - tokens, count)[:, None]  # positions of the queries, [T, 1]
-        for first, slots in _runs(count, min(count, window + tokens - 1), keys.shape[2]):
+        for first, slots in _runs(count, min(count, window + tokens - 1), keys.shape[2], chunk):
             k, v = (x[rows, :, slots].flatten(0, 1).to(dtype) for x in (keys, values))
             distance = newest - torch.arange(first, first + k.shape[1])
-            x = torch.bmm(queries, k.transpose(1, 2))
+            x = torch.bmm(k, queries.transpose(1, 2)).transpose(1, 2).contiguous()  # half the time of q kᵀ
             by_head = x.view(-1, q.shape[1], *distance.shape)
             by_head.mul_(scale)
             if slopes is not None:
@@ -61,12 +62,12 @@ def _live_slots(
         out[rows].copy_(total.view(-1, *out.shape[1:]))
 
 
-def _runs(count: int, live: int, slots: int) -> Iterator[tuple[int, slice]]:
-    """(position of its first key, slots) of each run of the last `live` of `count` positions."""
+def _runs(count: int, live: int, slots: int, chunk: int) -> Iterator[tuple[int, slice]]:
+    """(position of its first key, slots) of each run, at most `chunk` long, of the last `live` of `count` positions."""
     position = count - live
     while position < count:
         slot = position % slots
-        stop = min(slot + min(count - position, CHUNK), slots)
+        stop = min(slot + min(count - position, chunk), slots)
         yield position, slice(slot, stop)
         position += stop - slot
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swat_flex import winners
 from swat_flex.backends.banded import tiles
 from swat_flex.backends.banded.tiles import Band, BandedConfig
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
+from swat_flex.winners import Call, Tunable
 
 
 def supports(problem: SwatProblem) -> str | None:
@@ -61,7 +64,9 @@ def _forward(
     activation: str,
 ) -> Tensor:
     out = empty_output(q, v.shape[3])
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
+    call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
+    config = winners.lookup(FORWARD, call) or tiles.configuration(window)
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
     with exact_products(q.device.type):
         for group in band.groups():
             for blocks, span in band.segments():
@@ -92,7 +97,9 @@ def _backward(
     per_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax")
+    call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
+    config = winners.lookup(BACKWARD, call) or tiles.configuration(window)
+    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
     per_tile: dict[int, list[Tensor]] = {}
     with exact_products(q.device.type):
         for group in band.groups():
@@ -125,8 +132,30 @@ def _backward(
 
 
 def configuration(problem: SwatProblem) -> BandedConfig:
-    """What a call runs with."""
+    """What a call runs with where nothing was measured."""
     return tiles.configuration(problem.window)
 
+
+def tunables(problem: SwatProblem) -> tuple[Tunable[BandedConfig], ...]:
+    """What a call of this problem looks up."""
+    return (FORWARD, BACKWARD) if problem.needs_grad else (FORWARD,)
+
+
+def _tunable(name: str) -> Tunable[BandedConfig]:
+    return Tunable(
+        name=f"banded.{name}",
+        config_type=BandedConfig,
+        choices=lambda problem: {
+            "block": (32, 48, 64, 80, 96, 128, 160, 192, 256),
+            "tile": tuple(2**n for n in range(16, 24)),
+            "segment": (4, 16, 64),
+        },
+        is_valid=BandedConfig.is_valid,
+        default=configuration,
+        files=(Path(__file__), Path(tiles.__file__)),
+    )
+
+
+FORWARD, BACKWARD = _tunable("forward"), _tunable("backward")
 
 swat = define("banded", _forward, _backward)

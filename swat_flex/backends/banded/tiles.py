@@ -24,9 +24,12 @@ class BandedConfig:
     tile: int = 2**20
     segment: int = 16
 
+    def is_valid(self) -> bool:
+        return self.block >= 1 and self.tile >= 1 and self.segment >= 1
+
 
 def configuration(window: Window) -> BandedConfig:
-    """What a call runs with: wide windows afford more rows per block."""
+    """What a call runs with by default: wide windows afford more rows per block."""
     reach = (window.left or 0) + (window.right or 0)
     return BandedConfig(block=96 if None in (window.left, window.right) or reach >= 384 else 64)
 
@@ -53,8 +56,8 @@ class Band:
         window: Window,
         scale: float,
         softmax: bool,
+        config: BandedConfig,
     ) -> None:
-        config = configuration(window)
         self.batch, q_heads, self.q_len, _ = q.shape
         self.kv_heads, self.kv_len = k.shape[1:3]
         self.group = q_heads // self.kv_heads

@@ -12,7 +12,7 @@ from torch import Tensor
 from swat_flex.positions import outlives_this_call
 from swat_flex.window import Window
 
-TILE = 128  # tokens on each side of a tile
+TILE = 128  # tokens on each side of a tile, and what lengths are padded to a multiple of
 
 
 class Blocks(NamedTuple):
@@ -24,8 +24,8 @@ class Blocks(NamedTuple):
 
     kv_num: Tensor
     kv_indices: Tensor
-    full_kv_num: Tensor
-    full_kv_indices: Tensor
+    full_kv_num: Tensor | None = None
+    full_kv_indices: Tensor | None = None
     q_num: Tensor | None = None
     q_indices: Tensor | None = None
     full_q_num: Tensor | None = None
@@ -42,9 +42,9 @@ class Bounds(NamedTuple):
 
 
 class Grid:
-    """The tiles of Lq queries × Lk keys in a padded rectangle of `rows` × `columns` tiles.
+    """The tiles of Lq queries × Lk keys in a padded rectangle of `rows` × `columns` tiles of `tile` tokens a side.
 
-    Row r holds the positions from Lk − Lq + r·TILE on, column c the keys from c·TILE on. The arithmetic holds for
+    Row r holds the positions from Lk − Lq + r·tile on, column c the keys from c·tile on. The arithmetic holds for
     symbolic lengths and puts no guard on them.
     """
 
@@ -57,44 +57,45 @@ class Grid:
         columns: int,
         document_ids: Tensor | None,
         device: torch.device,
+        tile: int = TILE,
     ) -> None:
-        self.kv_len, self.rows, self.columns, self.device = kv_len, rows, columns, device
+        self.kv_len, self.rows, self.columns, self.device, self.tile = kv_len, rows, columns, device, tile
         self.offset = kv_len - q_len
         self.left, self.right = (kv_len if n is None else min(n, kv_len) for n in (window.left, window.right))
         self.documents: tuple[Tensor, Tensor] | None = None
         if document_ids is not None:
             self.documents = (
-                _ids_by_tile(document_ids[:, self.offset :], rows),
-                _ids_by_tile(document_ids, columns),
+                _ids_by_tile(document_ids[:, self.offset :], rows, tile),
+                _ids_by_tile(document_ids, columns, tile),
             )
 
     def key_tiles(self) -> tuple[Tensor, Tensor, Tensor]:
         """(columns, partial, full): for each row the columns its window may touch, int32 `[rows, ·]`, and which of
         them it visits with and without a mask, bool `[B, rows, ·]`."""
         row = torch.arange(self.rows, device=self.device, dtype=torch.int32)[:, None]
-        column = (self.offset + row * TILE - self.left) // TILE + self._span()
+        column = (self.offset + row * self.tile - self.left) // self.tile + self._span()
         return column, *self._visited(row, column)
 
     def query_tiles(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, partial, full): for each column the rows that may touch it, as `key_tiles`."""
         column = torch.arange(self.columns, device=self.device, dtype=torch.int32)[:, None]
-        row = (column * TILE - self.right - self.offset) // TILE + self._span()
+        row = (column * self.tile - self.right - self.offset) // self.tile + self._span()
         return row, *self._visited(row, column)
 
     def _span(self) -> Tensor:
-        """0, 1, …: as many tiles as TILE tokens and their window can touch."""
-        tiles = (self.left + self.right + 2 * TILE - 2) // TILE + 1
+        """0, 1, …: as many tiles as one tile and their window can touch."""
+        tiles = (self.left + self.right + 2 * self.tile - 2) // self.tile + 1
         return torch.arange(tiles, device=self.device, dtype=torch.int32)
 
     def _visited(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """(partial, full) of tiles named by row and column, also outside the grid; the distances i − j of a tile's
         pairs are an interval."""
-        position, key = self.offset + row * TILE, column * TILE
-        farthest = (position + TILE).clamp(max=self.kv_len) - 1 - key
-        nearest = position - (key + TILE).clamp(max=self.kv_len) + 1
+        position, key = self.offset + row * self.tile, column * self.tile
+        farthest = (position + self.tile).clamp(max=self.kv_len) - 1 - key
+        nearest = position - (key + self.tile).clamp(max=self.kv_len) + 1
         real = (row >= 0) & (position < self.kv_len) & (column >= 0) & (key < self.kv_len)
         touched = real & (farthest >= -self.right) & (nearest <= self.left)
-        whole = (position + TILE <= self.kv_len) & (key + TILE <= self.kv_len)
+        whole = (position + self.tile <= self.kv_len) & (key + self.tile <= self.kv_len)
         full = touched & whole & (farthest <= self.left) & (nearest >= -self.right)
         touched, full = touched[None], full[None]
         if self.documents is not None:
@@ -119,6 +120,8 @@ def band(
     backward: bool,
     extra_key: bool,
     dense_shape: bool,
+    tile: int = TILE,
+    merged: bool = False,
 ) -> tuple[Bounds, Blocks]:
     """The window of one pair of lengths in FlexAttention's form, built on the device.
 
@@ -128,23 +131,25 @@ def band(
         extra_key: every row that holds a query also visits the last column, the tile of the extra key.
         dense_shape: give `kv_indices` the shape `[B, 1, rows, columns]` that the CPU template demands: a view whose
             rows overlap in memory, no larger than without.
+        tile: tokens on each side of a tile.
+        merged: every visited tile is partial; without documents each list then names neighbours alone.
     """
-    grid = Grid(window, q_len, kv_len, rows, columns, document_ids, device)
+    grid = Grid(window, q_len, kv_len, rows, columns, document_ids, device, tile)
     numbers = (grid.left, grid.right, grid.offset, kv_len)
     bounds = Bounds(*(torch.full((), n, dtype=torch.int32, device=device) for n in numbers))
     column, partial, full = grid.key_tiles()
     if extra_key:
         last = torch.full_like(column[:, :1], columns - 1)
-        holds_query = (torch.arange(rows, device=device) * TILE < q_len)[:, None]
+        holds_query = (torch.arange(rows, device=device) * tile < q_len)[:, None]
         column = torch.cat((column, last), 1)
         partial = torch.cat((partial, holds_query.expand(partial.shape[0], -1, -1)), 2)
         full = F.pad(full, (0, 1))
     view = columns if dense_shape else None
-    by_row = *_listed(column, partial, columns, view), *_listed(column, full, columns, view)
+    by_row = _lists(column, partial, full, columns, view, merged)
     if not backward:
         return bounds, Blocks(*by_row)
     row, partial, full = grid.query_tiles()
-    return bounds, Blocks(*by_row, *_listed(row, partial, rows, None), *_listed(row, full, rows, None))
+    return bounds, Blocks(*by_row, *_lists(row, partial, full, rows, None, merged))
 
 
 def kept_band(*call: Any, **form: Any) -> tuple[Bounds, Blocks]:
@@ -156,6 +161,15 @@ def kept_band(*call: Any, **form: Any) -> tuple[Bounds, Blocks]:
 
 
 _remembered = functools.lru_cache(maxsize=32)(band)
+
+
+def _lists(
+    tile: Tensor, partial: Tensor, full: Tensor, tiles: int, view: int | None, merged: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`_listed` of the partial tiles and of the full ones, None and None where there are none by agreement."""
+    if merged:
+        return *_listed(tile, partial | full, tiles, view), None, None
+    return *_listed(tile, partial, tiles, view), *_listed(tile, full, tiles, view)
 
 
 def _listed(tile: Tensor, visited: Tensor, tiles: int, view: int | None) -> tuple[Tensor, Tensor]:
@@ -176,12 +190,12 @@ def _listed(tile: Tensor, visited: Tensor, tiles: int, view: int | None) -> tupl
     return number, spread.as_strided((batch, 1, lists, view or pitch), (lists * pitch, lists * pitch, pitch, 1))
 
 
-def _ids_by_tile(ids: Tensor, tiles: int) -> Tensor:
+def _ids_by_tile(ids: Tensor, tiles: int, tile: int) -> Tensor:
     """`[3, B, tiles]`: the lowest and the highest id of a tile, padding apart, and whether it has no padding.
 
     A tile of padding alone comes out as an empty interval, which meets no other.
     """
-    padded = F.pad(ids, (0, tiles * TILE - ids.shape[1]), value=-1).view(-1, tiles, TILE)
+    padded = F.pad(ids, (0, tiles * tile - ids.shape[1]), value=-1).view(-1, tiles, tile)
     lowest = torch.where(padded < 0, torch.iinfo(ids.dtype).max, padded).amin(2)
     return torch.stack((lowest, padded.amax(2), (padded >= 0).all(2).to(ids.dtype)))
 

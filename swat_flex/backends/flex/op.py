@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swat_flex import modifiers
+from swat_flex import modifiers, winners
+from swat_flex.backends.flex import blocks as block_lists
+from swat_flex.backends.flex import config as configs
 from swat_flex.backends.flex.blocks import TILE, band, kept_band, padded_tiles
 from swat_flex.backends.flex.config import FlexConfig, choose
 from swat_flex.backends.operator import empty_output
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
+from swat_flex.winners import Call, Tunable
 
 
 def supports(problem: SwatProblem) -> str | None:
@@ -52,10 +56,30 @@ def _has_triton() -> bool:
 
 
 def configuration(problem: SwatProblem) -> FlexConfig | None:
-    """What a call runs with; None on a CPU, where the C++ template leaves nothing to choose."""
+    """What a call runs with where nothing was measured; None on a CPU, whose C++ template leaves nothing to choose."""
     if problem.device_type == "cpu":
         return None
+    return _default(problem)
+
+
+def tunables(problem: SwatProblem) -> tuple[Tunable[FlexConfig], ...]:
+    """What a call of this problem looks up."""
+    return () if problem.device_type == "cpu" else (FLEX,)
+
+
+def _default(problem: SwatProblem) -> FlexConfig:
     return choose(problem.head_dim, problem.value_dim, problem.dtype)
+
+
+FLEX = Tunable(
+    name="flex",
+    config_type=FlexConfig,
+    choices=configs.choices,
+    is_valid=FlexConfig.is_valid,
+    default=_default,
+    files=tuple(Path(str(file)) for file in (__file__, block_lists.__file__, configs.__file__, modifiers.__file__)),
+    joint=True,
+)
 
 
 def swat(
@@ -134,9 +158,17 @@ def _on_cuda(
 ) -> Tensor:
     """FlexAttention needs whole tiles (a ragged end gives NaN gradients) and head dimensions of at least 16."""
     q_len, kv_len, head_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+    config = choose(head_dim, value_dim, q.dtype)
+    if not _is_traced(q):
+        backward = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (q, k, v, slopes, logit_bias)
+        )
+        activation = "softmax" if softmax else "sigmoid"
+        call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation, backward)
+        config = winners.lookup(FLEX, call) or config
+        config = config.fitting(window, q_len, kv_len, document_ids is not None, softmax)
     q = _padded(q, q_len, max(16, head_dim))
     k, v = _padded(k, kv_len, max(16, head_dim)), _padded(v, kv_len, max(16, value_dim))
-    config = choose(q.shape[3], v.shape[3], q.dtype)
     out = _run(q, k, v, slopes, logit_bias, document_ids, window, (q_len, kv_len), scale, softmax, config)
     return out[:, :, :q_len, :value_dim]
 
@@ -181,8 +213,9 @@ def _run(
     """`[B, Hq, rows·TILE, Dv]` of padded q, k and v; `lengths` are the numbers of queries and keys before padding."""
     from swat_flex.backends.flex.programs import attend, compiled  # imports half of torch's compiler
 
-    rows, columns = q.shape[2] // TILE, k.shape[2] // TILE
     on_cpu = config is None
+    tile, merged = (TILE, False) if config is None else (config.mask_block, config.contiguous)
+    rows, columns = q.shape[2] // tile, k.shape[2] // tile
     inputs = [x for x in (q, k, v, slopes, logit_bias) if x is not None]
     backward = not on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if document_ids is not None:
@@ -192,13 +225,14 @@ def _run(
     bounds, blocks = find(
         window, *lengths, rows, columns, q.device, document_ids,
         backward=backward, extra_key=on_cpu and not softmax, dense_shape=on_cpu,
+        tile=tile, merged=merged,
     )  # fmt: skip
     if not _is_traced(q) or _is_known(lengths[0] % TILE == 0):  # FlexAttention wants it without symbols
         slopes, logit_bias = (x if x is None else by_query(x, q.shape[2]) for x in (slopes, logit_bias))
     if _is_traced(q):
         return attend(q, k, v, slopes, logit_bias, document_ids, bounds, blocks, scale, softmax, config)
     if document_ids is not None:
-        document_ids = F.pad(document_ids, (0, columns * TILE - lengths[1]), value=-1)
+        document_ids = F.pad(document_ids, (0, columns * tile - lengths[1]), value=-1)
     tensors = [x if x is None else _canonical(x) for x in (q, k, v, slopes, logit_bias, document_ids)]
     key = (x if x is None else _described(x) for x in (*tensors, *blocks))
     return compiled(*key, scale, softmax, config)(*tensors, bounds, blocks, scale, softmax, config)

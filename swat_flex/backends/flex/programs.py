@@ -48,7 +48,8 @@ def attend(
     score_mod, mask_mod = score(slopes, logit_bias, offset), cast(modifiers.MaskMod, visible_keys)
     if config is None and not softmax:
         score_mod, mask_mod = modifiers.beside_extra_key(score_mod, mask_mod, k.shape[2] - 1)
-    block_mask = BlockMask((q.shape[2], k.shape[2]), *blocks, BLOCK_SIZE=(TILE, TILE), mask_mod=mask_mod)
+    tile = TILE if config is None else config.mask_block
+    block_mask = BlockMask((q.shape[2], k.shape[2]), *blocks, BLOCK_SIZE=(tile, tile), mask_mod=mask_mod)
     run = functools.partial(flex_attention, q, k, v, score_mod, block_mask, scale, q.shape[1] != k.shape[1])
     if config is None:
         out = run()

@@ -1,4 +1,5 @@
-from swat_flex.backends.triton.config import TritonConfig
-from swat_flex.backends.triton.op import configuration, supports, swat
+from swat_flex.backends.triton.config import DecodeConfig, TritonConfig
+from swat_flex.backends.triton.decode_op import decode as swat_decode
+from swat_flex.backends.triton.op import configuration, supports, swat, tunables
 
-__all__ = ["TritonConfig", "configuration", "supports", "swat"]
+__all__ = ["DecodeConfig", "TritonConfig", "configuration", "supports", "swat", "swat_decode", "tunables"]

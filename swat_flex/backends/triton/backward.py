@@ -12,12 +12,12 @@ float16 rounds dx times `dx_scale`, a power of two that puts its bound just belo
 import triton
 import triton.language as tl
 
-from swat_flex.backends.triton.tiles import head_factors, load_rows, product, same_document, store_rows, weigh
+from swat_flex.backends.triton.tiles import head_factors, head_of, load_rows, product, same_document, store_rows, weigh
 
 
 @triton.jit
 def _query_gradient(
-    dq, dslope, dbias, q, grad, p_k, p_v, k_strides, v_strides, p_ids, q_ids, start, stop, first, left, right, kv_len,
+    dq, dslope, dbias, q, grad, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, first, left, right, kv_len,
     factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
     PER_HEAD: tl.constexpr, MASKED: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
@@ -26,8 +26,8 @@ def _query_gradient(
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     columns = -o_n.to(tl.float32)
     for n in tl.range(start, stop, BN, num_stages=2 if MASKED else STAGES):
-        k = load_rows(p_k, n, k_strides, kv_len, BN, D, BD, MASKED)  # [BN, BD]
-        v = load_rows(p_v, n, v_strides, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
+        k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, MASKED)  # [BN, BD]
+        v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
         rows = (first - n + o_m).to(tl.float32)
         w = weigh(product(q, tl.trans(k)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, 0, KIND,
                   not (MASKED or DOCUMENTS))  # fmt: skip
@@ -62,8 +62,9 @@ def query_gradient_kernel(
     tiles = tl.cdiv(q_len, BM)
     i_m, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     i_b, i_h = i_bh // q_heads, i_bh % q_heads
-    b, h, kv = i_b.to(tl.int64), i_h.to(tl.int64), (i_h // group).to(tl.int64)
-    p_k, p_v = k + b * k_strides[0] + kv * k_strides[1], v + b * v_strides[0] + kv * v_strides[1]
+    b, h = i_b.to(tl.int64), i_h.to(tl.int64)
+    p_k, k_at = head_of(k, k_strides, i_b, i_h // group)
+    p_v, v_at = head_of(v, v_strides, i_b, i_h // group)
     HAS_SLOPES: tl.constexpr = slopes is not None
     DOCUMENTS: tl.constexpr = document_ids is not None
     PER_HEAD: tl.constexpr = partial is not None
@@ -88,15 +89,15 @@ def query_gradient_kernel(
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
     acc, dslope, dbias = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_strides, v_strides, p_ids, q_ids, start, inner, first, left,
+        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, start, inner, first, left,
         right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV, BD,
         BDV, BM, BN, STAGES)  # fmt: skip
     acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_strides, v_strides, p_ids, q_ids, inner, outer, first, left,
+        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, first, left,
         right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, False, KIND, D, DV, BD,
         BDV, BM, BN, STAGES)  # fmt: skip
     acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_strides, v_strides, p_ids, q_ids, outer, stop, first, left,
+        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, outer, stop, first, left,
         right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV, BD,
         BDV, BM, BN, STAGES)  # fmt: skip
     p_dq = dq + b * dq_strides[0] + h * dq_strides[1]
@@ -108,7 +109,7 @@ def query_gradient_kernel(
 
 @triton.jit
 def _key_gradients(
-    dk, dv, k, v, p_q, p_grad, q_strides, grad_strides, p_ids, k_ids, start, stop, n, offset, left, right, q_len,
+    dk, dv, k, v, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop, n, offset, left, right, q_len,
     factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
     MASKED: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
@@ -117,8 +118,8 @@ def _key_gradients(
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     rows = -o_n.to(tl.float32)
     for m in tl.range(start, stop, BM, num_stages=2 if MASKED else STAGES):
-        q = load_rows(p_q, m, q_strides, q_len, BM, D, BD, MASKED)  # [BM, BD]
-        grad = load_rows(p_grad, m, grad_strides, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
+        q = load_rows(p_q, m, q_at, q_len, BM, D, BD, MASKED)  # [BM, BD]
+        grad = load_rows(p_grad, m, grad_at, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
         columns = (m + offset - n + o_m).to(tl.float32)
         w = weigh(product(k, tl.trans(q)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND,
                   not (MASKED or DOCUMENTS))  # fmt: skip
@@ -180,18 +181,18 @@ def key_gradients_kernel(
     for i_g in range(0, group):
         h = i_kv * group + i_g
         factor, slope, bias = head_factors(slopes, logit_bias, h, scale, SHIFT, KIND)
-        p_q = q + b * q_strides[0] + (tl.zeros([], tl.int64) + h) * q_strides[1]
-        p_grad = grad + b * grad_strides[0] + (tl.zeros([], tl.int64) + h) * grad_strides[1]
+        p_q, q_at = head_of(q, q_strides, i_b, h)
+        p_grad, grad_at = head_of(grad, grad_strides, i_b, h)
         dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_strides, grad_strides, p_ids, k_ids, start,
+            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start,
             tl.minimum(inner, stop), n, offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES,
             DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
         dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_strides, grad_strides, p_ids, k_ids, inner, outer, n, offset,
+            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, inner, outer, n, offset,
             left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND, D, DV,
             BD, BDV, BM, BN, STAGES)  # fmt: skip
         dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_strides, grad_strides, p_ids, k_ids, outer, stop, n, offset,
+            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, outer, stop, n, offset,
             left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV,
             BD, BDV, BM, BN, STAGES)  # fmt: skip
     p_dk, p_dv = dk + b * dk_strides[0] + kv * dk_strides[1], dv + b * dv_strides[0] + kv * dv_strides[1]

@@ -1,4 +1,4 @@
-"""Tile sizes of the kernels."""
+"""Tile sizes of the kernels: the defaults, and what the tuner may try."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ class TritonConfig:
     block_n: keys in a tile.
     warps: of one program.
     stages: tiles in flight in the loop over fully visible tiles.
+    descriptors: loops load their tiles with the tensor memory accelerator, where a tensor qualifies.
+    warp_specialize: loads, products and σ go to warps of their own; `warps` then counts those of σ.
     """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    descriptors: bool = False
+    warp_specialize: bool = False
+
+    def is_valid(self) -> bool:
+        """Tiles that a matrix product takes, with 2 to 128 scores per thread: half of its registers at most."""
+        powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_m, self.block_n, self.warps))
+        scores = self.block_m * self.block_n / (32 * self.warps)
+        return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
 
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
@@ -46,6 +56,23 @@ _HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
 _SMALLEST = TritonConfig(32, 32, 4, 1)
 
 
+def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
+    """Whether a target has what a configuration asks for; a launch drops `descriptors` and `warp_specialize` where not.
+
+    Triton's specialiser for Hopper takes neither three loops nor operands by pointer: 3.6 and 3.7 stop with an internal
+    error. On Blackwell both kernels of the backward come out with spills or do not compile.
+
+    Args:
+        kernel: which.
+        config: anything.
+        target: "sm_90", "gfx942", …, or "interpreter".
+    """
+    if config.warp_specialize and not (kernel == "forward" and target in ("sm_100", "interpreter")):
+        return False
+    accelerated = target == "interpreter" or (target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90)
+    return not config.descriptors or (accelerated and max(config.block_m, config.block_n) <= 256)
+
+
 def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[TritonConfig, ...]:
     """What to run, and what to run instead where that does not fit into the device's shared memory.
 
@@ -58,3 +85,59 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[Trit
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
     chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
+
+
+# By field of TritonConfig: the values worth trying.
+VALUES: dict[str, tuple[int | bool, ...]] = {
+    "block_m": (16, 32, 64, 128, 256),
+    "block_n": (16, 32, 64, 128, 256),
+    "warps": (2, 4, 8, 16),
+    "stages": (1, 2, 3, 4, 5),
+    "descriptors": (False, True),
+    "warp_specialize": (False, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How the decode kernel is cut.
+
+    block_n: keys in a tile.
+    warps: of one program.
+    stages: tiles in flight.
+    splits: programs that share the keys of one key head; their sums are added by a second kernel.
+    """
+
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+
+
+def decode_configurations(
+    programs: int, rows: int, slots: int, padded_dim: int, itemsize: int, multiprocessors: int
+) -> tuple[DecodeConfig, ...]:
+    """What to run, and what to run instead where that does not fit into the device's shared memory.
+
+    A copy-bound kernel wants bytes in flight on every multiprocessor: as many splits as give each about four programs,
+    but at least two tiles of keys to a split.
+
+    Args:
+        programs: of one split.
+        rows: queries in a tile.
+        slots: of the ring.
+        padded_dim: the larger of the padded head dimensions.
+        itemsize: bytes per element.
+        multiprocessors: of the device.
+    """
+    if itemsize == 4:
+        block, stages = 32, 2
+    else:
+        block, stages = (64, 4) if padded_dim <= 64 else (64, 3) if padded_dim <= 128 else (32, 3)
+    warps = 8 if rows * padded_dim > 32 * 128 else 4  # the sums of a large tile need more registers than 4 warps have
+
+    def cut(block_n: int, stages: int) -> DecodeConfig:
+        splits = min(4 * multiprocessors // programs, slots // (2 * block_n))
+        return DecodeConfig(block_n, warps, stages, max(splits, 1))
+
+    return cut(block, stages), cut(16, 1)

@@ -3,24 +3,24 @@
 import triton
 import triton.language as tl
 
-from swat_flex.backends.triton.tiles import head_factors, load_rows, product, same_document, store_rows, weigh
+from swat_flex.backends.triton.tiles import head_factors, head_of, load_rows, product, same_document, store_rows, weigh
 
 
 @triton.jit
 def _attend(
-    acc, q, p_k, p_v, k_strides, v_strides, p_ids, q_ids, start, stop, first, left, right, kv_len, factor, slope, bias,
+    acc, q, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, first, left, right, kv_len, factor, slope, bias,
     HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
     SHIFT: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """acc + Σ σ v over the key tiles of [start, stop), for the query rows at positions first … first + BM."""
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
     columns = -o_n.to(tl.float32)
     # Edges take two stages: with three, ptxas finds the accumulator defined between the loops and serialises every
     # wgmma of the kernel.
-    for n in tl.range(start, stop, BN, num_stages=2 if MASKED else STAGES):
-        k = load_rows(p_k, n, k_strides, kv_len, BN, D, BD, MASKED)  # [BN, BD]
-        v = load_rows(p_v, n, v_strides, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
+    for n in tl.range(start, stop, BN, num_stages=2 if MASKED else STAGES, warp_specialize=SPECIALIZE):
+        k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, MASKED)  # [BN, BD]
+        v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
         s = product(q, tl.trans(k))  # [BM, BN]
         rows = (first - n + o_m).to(tl.float32)
         w = weigh(s, rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND, not (MASKED or DOCUMENTS))
@@ -40,6 +40,7 @@ def forward_kernel(
     q_len, kv_len, left, right, scale, q_heads, group, document_stride,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BOTH_SIDES: tl.constexpr,
     SHIFT: tl.constexpr, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """out_i = Σ σ(scale·⟨q_i, k_j⟩ + slope·|i − j| + bias) v_j over −right ≤ i − j ≤ left.
 
@@ -52,8 +53,8 @@ def forward_kernel(
     i_m, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     i_b, i_h = i_bh // q_heads, i_bh % q_heads
     b, i_kv = i_b.to(tl.int64), i_h // group
-    p_k = k + b * k_strides[0] + i_kv.to(tl.int64) * k_strides[1]
-    p_v = v + b * v_strides[0] + i_kv.to(tl.int64) * v_strides[1]
+    p_k, k_at = head_of(k, k_strides, i_b, i_kv)
+    p_v, v_at = head_of(v, v_strides, i_b, i_kv)
     HAS_SLOPES: tl.constexpr = slopes is not None
     DOCUMENTS: tl.constexpr = document_ids is not None
     factor, slope, bias = head_factors(slopes, logit_bias, i_h, scale, SHIFT, KIND)
@@ -74,15 +75,15 @@ def forward_kernel(
     inner = tl.minimum(tl.maximum(tl.cdiv(first + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
     acc = tl.zeros([BM, BDV], tl.float32)
-    acc = _attend(acc, queries, p_k, p_v, k_strides, v_strides, p_ids, q_ids, start, inner, first, left, right, kv_len,
+    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, start, inner, first, left, right, kv_len,
                   factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES)  # fmt: skip
-    acc = _attend(acc, queries, p_k, p_v, k_strides, v_strides, p_ids, q_ids, inner, outer, first, left, right, kv_len,
+                  STAGES, SPECIALIZE)  # fmt: skip
+    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, first, left, right, kv_len,
                   factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES)  # fmt: skip
-    acc = _attend(acc, queries, p_k, p_v, k_strides, v_strides, p_ids, q_ids, outer, stop, first, left, right, kv_len,
+                  STAGES, SPECIALIZE)  # fmt: skip
+    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, outer, stop, first, left, right, kv_len,
                   factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES)  # fmt: skip
+                  STAGES, SPECIALIZE)  # fmt: skip
     if SHIFT != 0:
         acc *= 2.0**-SHIFT
     p_out = out + b * out_strides[0] + i_h.to(tl.int64) * out_strides[1]

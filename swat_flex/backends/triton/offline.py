@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations
-from swat_flex.backends.triton.op import FLOAT16_SHIFT, padded
+from swat_flex.backends.triton.descriptors import STREAMED, block_shape, padded
+from swat_flex.backends.triton.op import FLOAT16_SHIFT
 from swat_flex.problem import SwatProblem
 
 KERNELS: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
@@ -42,7 +43,7 @@ def compile_kernel(
     dims = padded(problem.head_dim), padded(problem.value_dim)
     config = config or configurations(name, max(dims), problem.dtype.itemsize)[0]
     amd = target.startswith("gfx")
-    constants = _constants(problem, config, dims, amd)
+    constants = _constants(name, problem, config, dims, amd)
     element = _TYPES[str(problem.dtype).removeprefix("torch.")]
     given = {"slopes": problem.has_slopes, "logit_bias": problem.has_logit_bias, "partial": per_head,
              "document_ids": problem.has_documents, "dx_scale": element == "fp16"}  # fmt: skip
@@ -57,6 +58,9 @@ def compile_kernel(
                 attributes |= {(i, axis): [["tt.divisibility", 16]] for axis in range(3)}
         elif argument in constants or (argument == "group" and problem.q_heads == problem.kv_heads):
             signature[argument], values[i,] = "constexpr", constants.get(argument, 1)
+        elif config.descriptors and i in STREAMED[name]:
+            block = block_shape(name, config, problem.head_dim if argument in "qk" else problem.value_dim)
+            signature[argument] = f"tensordesc<{element}{block}>"
         elif argument in _OPTIONAL and not given[argument]:
             signature[argument], values[i,] = "constexpr", None
         elif argument in _OPTIONAL or argument in ("grad", "q", "k", "v", "out", "dq", "dk", "dv"):
@@ -69,7 +73,9 @@ def compile_kernel(
     return triton.compile(ASTSource(kernel, signature, values, attributes), target=gpu, options=options)
 
 
-def _constants(problem: SwatProblem, config: TritonConfig, dims: tuple[int, int], amd: bool) -> dict[str, Any]:
+def _constants(
+    name: Kernel, problem: SwatProblem, config: TritonConfig, dims: tuple[int, int], amd: bool
+) -> dict[str, Any]:
     from swat_flex.backends.triton import sigmoid
 
     itemsize = problem.dtype.itemsize
@@ -78,8 +84,9 @@ def _constants(problem: SwatProblem, config: TritonConfig, dims: tuple[int, int]
     else:
         kind = sigmoid.PLAIN if amd or itemsize == 4 else sigmoid.FAST
     shift = FLOAT16_SHIFT if str(problem.dtype) == "torch.float16" else 0
-    return {
+    constants = {
         "D": problem.head_dim, "DV": problem.value_dim, "BD": dims[0], "BDV": dims[1],
         "BOTH_SIDES": problem.window.right != 0, "KIND": kind.value, "SHIFT": shift,
         "BM": config.block_m, "BN": config.block_n, "STAGES": config.stages,
     }  # fmt: skip
+    return constants | ({"SPECIALIZE": config.warp_specialize} if name == "forward" else {})

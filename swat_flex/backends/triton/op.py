@@ -11,15 +11,20 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swat_flex import winners
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
-from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations
+from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations, runs_on
+from swat_flex.backends.triton.descriptors import described, padded
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
+from swat_flex.winners import Call, Tunable
 
 FLOAT16_SHIFT = 15  # weights are rounded times 2¹⁵: the largest, 1, stays below float16's 65,504
 
@@ -44,15 +49,37 @@ def supports(problem: SwatProblem) -> str | None:
 
 
 def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
-    """What a call runs with, kernel by kernel."""
+    """What a call runs with where nothing was measured, kernel by kernel."""
     widest = max(padded(problem.head_dim), padded(problem.value_dim))
     kernels: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
     return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
 
 
-def padded(dim: int) -> int:
-    """A tile's columns: a power of two that a matrix product takes."""
-    return max(16, 1 << (dim - 1).bit_length())
+def tunables(problem: SwatProblem) -> tuple[Tunable[TritonConfig], ...]:
+    """What a call of this problem looks up."""
+    return tuple(TUNABLES.values()) if problem.needs_grad else (TUNABLES["forward"],)
+
+
+def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
+    def default(problem: SwatProblem) -> TritonConfig:
+        return configuration(problem)[kernel]
+
+    folder = Path(__file__).parent
+    return Tunable(
+        name=f"triton.{kernel}",
+        config_type=TritonConfig,
+        choices=lambda problem: VALUES,
+        is_valid=TritonConfig.is_valid,
+        default=default,
+        files=tuple(folder / file for file in ("op.py", "sigmoid.py", "tiles.py", "descriptors.py", *files)),
+    )
+
+
+TUNABLES: dict[Kernel, Tunable[TritonConfig]] = {
+    "forward": _tunable("forward", "forward.py"),
+    "query_gradient": _tunable("query_gradient", "backward.py"),
+    "key_gradients": _tunable("key_gradients", "backward.py"),
+}
 
 
 class _Call:
@@ -76,21 +103,51 @@ class _Call:
             "KIND": _kind(q, activation),
         }  # fmt: skip
         self.shift = FLOAT16_SHIFT if q.dtype == torch.float16 else 0
+        self.call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
 
     def launch(self, kernel: Any, name: Kernel, tiles: Callable[[TritonConfig], int], *args: Any, **more: Any) -> None:
         """Run a kernel over `tiles` programs, with the first configuration that the device has room for."""
         from triton.runtime.errors import OutOfResources
 
-        *larger, smallest = configurations(name, max(self.padded), self.q.element_size())
-        for config in (*larger, smallest):
-            sizes = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
-            options = {"num_warps": config.warps, "num_stages": config.stages}
+        candidates = self._candidates(name)
+        for config in candidates:
+            launched, special = config, config.descriptors or config.warp_specialize
+            if special and not runs_on(name, config, _target(self.q)):
+                launched = replace(config, descriptors=False, warp_specialize=False)
+            given = described(name, launched, args) if launched.descriptors else args
             try:
-                kernel[(tiles(config),)](*args, *self.sizes, **self.constants, **more, **sizes, **options)
+                kernel[(tiles(config),)](*given, *self.sizes, **self.constants, **more, **_settings(name, launched))
                 return
             except OutOfResources:
-                if config is smallest:
+                if config is candidates[-1]:
                     raise
+
+    def _candidates(self, name: Kernel) -> tuple[TritonConfig, ...]:
+        """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+        tunable = TUNABLES[name]
+        if (forced := winners.forced(tunable)) is not None:
+            return (forced,)
+        winner = winners.lookup(tunable, self.call)
+        defaults = configurations(name, max(self.padded), self.q.element_size())
+        return defaults if winner is None else (winner, *defaults)
+
+
+def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
+    """A configuration in the words of a launch."""
+    settings: dict[str, Any] = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
+    if name == "forward":
+        settings["SPECIALIZE"] = config.warp_specialize
+    return settings | {"num_warps": config.warps, "num_stages": config.stages}
+
+
+def _target(x: Tensor) -> str:
+    """ "sm_90", "gfx942", …; "interpreter" for a tensor on the CPU."""
+    if x.device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(x.device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return f"sm_{10 * major + minor}"
 
 
 def _kind(q: Tensor, activation: str) -> Any:
@@ -102,6 +159,12 @@ def _kind(q: Tensor, activation: str) -> Any:
         q.device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(q.device)[0] >= 8
     )
     return sigmoid.FAST if ampere and q.dtype != torch.float32 else sigmoid.PLAIN
+
+
+def _strides(x: Tensor) -> tuple[int | None, ...]:
+    """In elements; a fifth entry where an offset inside a tile, of at most 256 rows and columns, may exceed 32 bits."""
+    strides = x.stride()
+    return strides if 256 * (strides[2] + strides[3]) < 2**31 else (*strides, None)
 
 
 def _tiles(length: int, block: int) -> int:
@@ -116,7 +179,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     with _on(q):
         call.launch(
             forward_kernel, "forward", lambda c: _tiles(q.shape[2], c.block_m) * q.shape[1] * q.shape[0],
-            q, k, v, *call.vectors, out, q.stride(), k.stride(), v.stride(), out.stride(), SHIFT=call.shift,
+            q, k, v, *call.vectors, out, *(_strides(x) for x in (q, k, v, out)), SHIFT=call.shift,
         )  # fmt: skip
     return out
 
@@ -134,7 +197,7 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tupl
         programs = batch * q_heads * _tiles(q_len, 16)  # no configuration has smaller tiles
         partial = torch.zeros(2 * programs, dtype=torch.float32, device=q.device)
     shared = (grad, q, k, v, *call.vectors, scale)
-    strides = (grad.stride(), q.stride(), k.stride(), v.stride())
+    strides = [_strides(x) for x in (grad, q, k, v)]
     programs = 0
 
     def query_tiles(config: TritonConfig) -> int:
@@ -143,10 +206,10 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tupl
         return programs
 
     with _on(q):
-        call.launch(query_gradient_kernel, "query_gradient", query_tiles, *shared, dq, partial, *strides, dq.stride())
+        call.launch(query_gradient_kernel, "query_gradient", query_tiles, *shared, dq, partial, *strides, _strides(dq))
         call.launch(
             key_gradients_kernel, "key_gradients", lambda c: _tiles(k.shape[2], c.block_n) * k.shape[1] * batch,
-            *shared, dk, dv, *strides, dk.stride(), dv.stride(), SHIFT=call.shift,
+            *shared, dk, dv, *strides, _strides(dk), _strides(dv), SHIFT=call.shift,
         )  # fmt: skip
     if partial is None:
         return dq, dk, dv, torch.zeros(2, q_heads, dtype=per_head_dtype(q), device=q.device)

@@ -10,25 +10,48 @@ from swat_flex.backends.triton.sigmoid import LOG2E, TANH, sigmoid
 
 
 @triton.jit
-def load_rows(p, first, strides, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr, EDGE: tl.constexpr):
-    """Rows first … first + ROWS of the head at `p`, `[ROWS, BD]`; 0 past column DIM and, with EDGE, from `limit` on."""
-    o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
-    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + (o_r[:, None] * strides[2] + o_d[None, :] * strides[3])
-    if EDGE:
-        m = (first + o_r < limit)[:, None]
+def head_of(x, strides, i_b, i_h):
+    """What `load_rows` takes for a head of x `[B, H, L, D]`: a pointer and strides, or a descriptor and indices."""
+    if isinstance(x, tl.tensor_descriptor):
+        return x, (i_b, i_h)
+    else:  # noqa: RET505  # Triton compiles what follows a return, and there x must be a pointer
+        return x + i_b.to(tl.int64) * strides[0] + (tl.zeros([], tl.int64) + i_h) * strides[1], strides
+
+
+@triton.jit
+def tile_offsets(o_r, o_d, strides):
+    """Of the elements of a tile from its first, `[R, D]`; in 64 bits where the strides come with a fifth entry."""
+    if len(strides) > 4:
+        o_r, o_d = o_r.to(tl.int64), o_d.to(tl.int64)
+    return o_r[:, None] * strides[2] + o_d[None, :] * strides[3]
+
+
+@triton.jit
+def load_rows(p, first, at, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr, EDGE: tl.constexpr):
+    """Rows first … first + ROWS of a head, `[ROWS, BD]`; 0 past column DIM and, with EDGE, from `limit` on.
+
+    `p` and `at` are `head_of`'s. A descriptor knows its tensor's bounds: it needs no mask and gives 0 outside them.
+    """
+    if isinstance(p, tl.tensor_descriptor):
+        return p.load([at[0], at[1], first, 0]).reshape(ROWS, BD)
+    else:  # noqa: RET505
+        o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
+        p = p + (tl.zeros([], tl.int64) + first) * at[2] + tile_offsets(o_r, o_d, at)
+        if EDGE:
+            m = (first + o_r < limit)[:, None]
+            if DIM != BD:
+                m = m & (o_d < DIM)[None, :]
+            return tl.load(p, mask=m, other=0.0)
         if DIM != BD:
-            m = m & (o_d < DIM)[None, :]
-        return tl.load(p, mask=m, other=0.0)
-    if DIM != BD:
-        return tl.load(p, mask=(o_d < DIM)[None, :], other=0.0)
-    return tl.load(p)
+            return tl.load(p, mask=(o_d < DIM)[None, :], other=0.0)
+        return tl.load(p)
 
 
 @triton.jit
 def store_rows(p, x, first, strides, limit, ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr):
     """Write `[ROWS, BD]` to rows first … of the head at `p`, in its dtype; rows from `limit` on are not."""
     o_r, o_d = tl.arange(0, ROWS), tl.arange(0, BD)
-    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + (o_r[:, None] * strides[2] + o_d[None, :] * strides[3])
+    p = p + (tl.zeros([], tl.int64) + first) * strides[2] + tile_offsets(o_r, o_d, strides)
     tl.store(p, x.to(p.dtype.element_ty), mask=(first + o_r < limit)[:, None] & (o_d < DIM)[None, :])
 
 

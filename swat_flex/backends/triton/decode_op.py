@@ -1,0 +1,88 @@
+"""Decoding on a GPU: which configuration, how many splits, and the launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swat_flex.backends.operator import define_decode, empty_output
+from swat_flex.backends.triton.config import DecodeConfig, decode_configurations
+from swat_flex.backends.triton.descriptors import padded
+from swat_flex.backends.triton.op import FLOAT16_SHIFT, _kind, _on
+
+MAX_ROWS = 64  # queries of one program: those of a group beyond read its keys again
+
+
+def row_tile(rows: int) -> int:
+    """Rows in a tile for `rows` = group·T queries that share a key head."""
+    return min(MAX_ROWS, padded(rows))
+
+
+def decode_configuration(q: Tensor, keys: Tensor, values: Tensor) -> tuple[DecodeConfig, ...]:
+    """What a call runs with, and what it runs with instead where that does not fit the device."""
+    rows, tile = _rows(q, keys)
+    programs = q.shape[0] * keys.shape[1] * -(-rows // tile)
+    widest = max(padded(q.shape[3]), padded(values.shape[3]))
+    return decode_configurations(programs, tile, keys.shape[2], widest, q.element_size(), _multiprocessors(q.device))
+
+
+def _rows(q: Tensor, keys: Tensor) -> tuple[int, int]:
+    """Queries that share a key head, and those of them in a tile."""
+    rows = q.shape[1] // keys.shape[1] * q.shape[2]
+    return rows, row_tile(rows)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4  # of the interpreter: enough for the splits to be seen
+
+
+def _decode(
+    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+    window: int, scale: float,
+) -> Tensor:  # fmt: skip
+    from triton.runtime.errors import OutOfResources
+
+    vectors = tuple(None if x is None else x.contiguous() for x in (slopes, logit_bias))
+    inputs = (q, keys, values, length.contiguous(), *vectors)
+    *larger, smallest = decode_configuration(q, keys, values)
+    with _on(q):
+        for config in larger:
+            try:
+                return _launch(config, inputs, window, scale)
+            except OutOfResources:
+                continue
+        return _launch(smallest, inputs, window, scale)
+
+
+def _launch(config: DecodeConfig, inputs: tuple[Any, ...], window: int, scale: float) -> Tensor:
+    """The output, of one kernel or, where the keys are split, of two."""
+    from swat_flex.backends.triton import decode as kernels
+
+    q, keys, values = inputs[:3]
+    batch, q_heads, tokens, head_dim = q.shape
+    kv_heads, slots, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
+    rows, tile = _rows(q, keys)
+    dims = {"DV": value_dim, "BDV": padded(value_dim)}
+    out = parts = empty_output(q, value_dim)
+    if config.splits > 1:
+        parts = torch.empty(config.splits, *out.shape, dtype=torch.float32, device=q.device)
+    strides = (q.stride(), keys.stride(), values.stride(), parts.stride()[-4:])
+    grid = (config.splits * -(-rows // tile) * kv_heads * batch,)
+    kernels.decode_kernel[grid](
+        *inputs, parts, *strides, out.numel(), tokens, slots, window, scale, kv_heads, q_heads // kv_heads,
+        config.splits, D=head_dim, BD=padded(head_dim), **dims, SHIFT=FLOAT16_SHIFT if q.dtype == torch.float16 else 0,
+        KIND=_kind(q, "sigmoid"), ONE=tokens == 1, BM=tile, BN=config.block_n, STAGES=config.stages,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    if config.splits > 1:
+        kernels.sum_splits_kernel[(out.numel() // value_dim,)](
+            parts, out, out.stride(), out.numel(), tokens, q_heads, config.splits, **dims, BS=16, num_warps=4
+        )
+    return out
+
+
+decode = define_decode("triton", _decode)

@@ -1,0 +1,181 @@
+"""`swat-flex tune`: measure what runs fastest here, and remember it for every process."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from swat_flex.cli import machine, options, screen
+
+if TYPE_CHECKING:
+    from autotune import Event, Timing
+    from swat_flex.tuning.plan import Planned
+    from swat_flex.tuning.results import Outcome, Tuned
+    from swat_flex.tuning.spec import Spec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRESETS = ("train-7b", "decode", "paper-340m", "all")
+BACKENDS = ("auto", "flex", "triton", "banded")
+
+
+def tune(
+    shape: Annotated[
+        list[str], typer.Option("--shape", help="B,Hq,Hkv,L,D: batch, query and key heads, tokens, head dimension.")
+    ] = [],  # noqa: B006  (typer wants a list)
+    window: Annotated[
+        str, typer.Option("--window", help="Keys per query (512), left,right (512,0), or none for plain causal.")
+    ] = "512",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16; a preset's own unless given.")] = "",
+    backward: Annotated[bool, typer.Option("--backward", help="Tune the backward too; train presets do.")] = False,
+    seconds: Annotated[float, typer.Option("--seconds", help="For everything together.")] = 60.0,
+    device: Annotated[str, typer.Option("--device", help="auto, or a device of this machine.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="auto, flex, triton or banded.")] = "auto",
+    preset: Annotated[str, typer.Option("--preset", help="train-7b, decode, paper-340m or all.")] = "",
+) -> None:
+    """Measure what runs fastest on this machine and remember it: every process uses it from then on."""
+    started = time.monotonic()
+    options.one_of("--backend", backend, BACKENDS)
+    if not seconds > 0:
+        raise typer.BadParameter(f"expected a positive number, got {seconds:g}", param_hint="--seconds")
+    chosen = options.device(device)
+    specs = _specs(shape, window, dtype, backward, chosen, preset)
+    console = screen.console()
+    console.print(f"{chosen}: {machine.describe(chosen)}")
+
+    from swat_flex.tuning.plan import jobs_of, plan
+    from swat_flex.tuning.search import hold
+
+    fitting = [spec for spec in specs if _fits(spec, console)]
+    jobs = []
+    for spec in fitting:
+        try:
+            jobs += jobs_of(spec, backend, seconds)
+        except (ValueError, NotImplementedError) as error:
+            raise typer.BadParameter(str(error), param_hint="--backend") from error
+    planned = plan(jobs, seconds) if jobs else []
+    _print_plan(planned, seconds, console)
+    if all(item.refusal for item in planned):
+        console.print("Nothing to tune here: take a smaller --shape, or more --seconds.")
+        raise typer.Exit(1)
+    with _Screen(console, planned) as live:
+        tuned = hold(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
+    _print_results(tuned, console)
+    if tuned.interrupted:
+        raise typer.Exit(130)
+
+
+def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: torch.device, preset: str) -> list[Spec]:
+    from swat_flex.tuning.shapes import PRESETS as SETS
+    from swat_flex.tuning.spec import Spec
+
+    if not shapes and not preset:
+        raise typer.BadParameter("expected --shape B,Hq,Hkv,L,D or --preset, got neither", param_hint="--shape")
+    if dtype:
+        options.one_of("--dtype", dtype, DTYPES)
+    side = options.window(window)
+    given = DTYPES[dtype or "fp32"]
+    specs = [Spec(_shape(text).problem(side, given, device.type, backward), str(device)) for text in shapes]
+    if preset:
+        options.one_of("--preset", preset, PRESETS)
+        for name, cases in SETS.items():
+            if preset in (name, "all"):
+                own = DTYPES[dtype] if dtype else cases.dtype
+                train = backward or cases.backward
+                specs += [Spec(s.problem(w, own, device.type, train), str(device)) for s, w in cases.cases]
+    return specs
+
+
+def _shape(text: str) -> Any:
+    from swat_flex.tuning.shapes import Shape
+
+    if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){4}", text):
+        batch, q_heads, kv_heads, length, head_dim = map(int, text.split(","))
+        if min(batch, q_heads, kv_heads, length, head_dim) >= 1 and q_heads % kv_heads == 0 and head_dim <= 256:
+            return Shape(batch, q_heads, kv_heads, length, head_dim)
+    raise typer.BadParameter(
+        f"expected B,Hq,Hkv,L,D, each at least 1, Hq a multiple of Hkv, D at most 256 (1,8,8,4096,64), got {text!r}",
+        param_hint="--shape",
+    )
+
+
+def _fits(spec: Spec, console: Console) -> bool:
+    """Whether inputs, results and their copies find room; says so where they do not."""
+    has, needs = machine.memory(torch.device(spec.device)), 4 * spec.bytes()
+    if needs > has:
+        console.print(f"left out: {spec} needs about {needs / 2**30:.0f} GiB, and there are {has / 2**30:.0f}")
+    return needs <= has
+
+
+def _print_plan(planned: list[Planned], seconds: float, console: Console) -> None:
+    table = Table("plan", "problem", box=None, pad_edge=False, header_style="bold")
+    table.add_column("candidates", justify="right")
+    table.add_column("time", justify="right")
+    for item in planned:
+        count = "-" if item.refusal else f"{item.candidates} of {item.size}"
+        table.add_row(item.job.tunable, str(item.job.spec), count, "-" if item.refusal else f"{item.estimate:.0f} s")
+    if planned:
+        console.print(table)
+    for item in planned:
+        if item.refusal:
+            console.print(f"left out: {item.job.tunable}, {item.job.spec}: {item.refusal}")
+    estimate = sum(item.estimate for item in planned)
+    console.print(f"about {estimate:.0f} s of {seconds:g} s; Ctrl-C keeps what was measured\n")
+
+
+class _Screen:
+    """The progress bar: a line per search, with the best time so far."""
+
+    def __init__(self, console: Console, planned: list[Planned]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[best]}"), console=console)
+        self._tasks: dict[int, Any] = {}
+
+    def __enter__(self) -> _Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def follow(self, item: Planned, event: Event[Any]) -> None:
+        at = id(item)
+        if at not in self._tasks:
+            self._tasks[at] = self._progress.add_task(item.job.tunable, total=item.candidates, best="")
+        task = self._tasks[at]
+        self._progress.update(task, completed=event.done, total=max(event.planned, event.done))
+        if event.kind == "best" and event.timing is not None:
+            self._progress.update(task, best=f"best {event.timing.median_ms:.4g} ms: {event.config}")
+
+    def finish(self, outcome: Outcome) -> None:
+        if outcome.result is not None and outcome.entry is None:  # what was left out, the plan has said
+            self._progress.console.print(f"{outcome.name}, {outcome.shape}: {outcome.note}")
+
+
+def _print_results(tuned: Tuned, console: Console) -> None:
+    table = Table("tuned", "problem", "winner", box=None, pad_edge=False, header_style="bold")
+    for column in ("default ms", "winner ms", "speed-up"):
+        table.add_column(column, justify="right")
+    for outcome in tuned.outcomes:
+        if outcome.winner is None or outcome.result is None:
+            continue
+        default = (
+            "failed" if outcome.default is None else f"{outcome.default.median_ms:.4g} ±{outcome.default.spread:.0%}"
+        )
+        speed = "?" if outcome.result.speedup is None else f"{outcome.result.speedup:.2f}x"
+        won = str(outcome.result.winner)
+        row = (outcome.name, outcome.shape, won, default)
+        table.add_row(*row, f"{outcome.winner.median_ms:.4g} ±{outcome.winner.spread:.0%}", speed)
+    console.print(table)
+    console.print(f"\n{str(tuned).splitlines()[-1]}", soft_wrap=True)
+    console.print("python -m autotune --app swat_flex list shows them all", soft_wrap=True)
+
+
+def _ms(timing: Timing | None) -> str:
+    return "failed" if timing is None else f"{timing.median_ms:.4g} ±{timing.spread:.0%}"

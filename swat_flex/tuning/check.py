@@ -1,0 +1,165 @@
+"""Whether a candidate is right: sampled query rows, and the gradients they alone cause, held to the error budget.
+
+Rows [r, s) of a long problem are a short one of their own: their queries, the keys that any of them sees, and, where
+the window looks ahead, the rows up to the last of these keys. `naive_swat` solves it in float64. Keys receive gradients
+from many rows; so the candidate runs once more with an output gradient that is zero but in the sampled rows, where the
+gradients of all other keys must be exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from swat_flex.problem import SwatProblem
+from swat_flex.testing import budget
+from swat_flex.tuning.spec import Inputs
+
+ROWS = 96  # of one sample: no multiple of the larger tiles
+PAIRS = 2**24  # elements of a sample's scores, per head, at most where 16 rows allow it
+ELEMENTS = 4 * budget.ENOUGH  # of an output that is sampled, if it has so many
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one batch's query heads that share a key head, and all keys these rows see."""
+
+    batch: int
+    heads: slice
+    kv_head: int
+    rows: slice
+    keys: slice
+
+    def of_queries(self, x: Tensor, rows: slice) -> Tensor:
+        return x[self.batch : self.batch + 1, self.heads, rows]
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        return x[self.batch : self.batch + 1, self.kv_head : self.kv_head + 1, self.keys]
+
+
+def samples(problem: SwatProblem) -> list[Sample]:
+    """The last rows, the first and some in between, dealt to batches and heads from the first to the last.
+
+    A window without a bound on the right makes rows a short problem only at the end: there the last ones alone.
+    """
+    pairs, group = problem.batch * problem.kv_heads, problem.q_heads // problem.kv_heads
+    left, right = problem.window.reach(problem.q_len, problem.kv_len)
+    rows = min(problem.q_len, ROWS, max(16, PAIRS // (left + right + ROWS)))
+    enough = -(-ELEMENTS // (rows * group * min(problem.head_dim, problem.value_dim)))
+    dealt = {0: 0, 1: pairs - 1, 2: (pairs - 1) // 2}  # then in order
+    found: list[Sample] = []
+    for i in range(max(3, min(pairs, enough, 64))):
+        first = (problem.q_len - rows, 0, (problem.q_len - rows) // 2)[i % 3]
+        start, stop = problem.window.keys(first, first + rows, problem.q_len, problem.kv_len)
+        batch, kv_head = divmod(dealt.get(i, i), problem.kv_heads)
+        heads = slice(kv_head * group, (kv_head + 1) * group)
+        sample = Sample(batch, heads, kv_head, slice(first, first + rows), slice(start, stop))
+        short = (_last_row(sample, problem) - first) * (stop - start) <= PAIRS
+        if (i == 0 or short) and sample not in found:
+            found.append(sample)
+    return found
+
+
+def _last_row(sample: Sample, problem: SwatProblem) -> int:
+    """Where the rows end when they are to share their last position with the last key."""
+    return max(int(sample.rows.stop), int(sample.keys.stop) - (problem.kv_len - problem.q_len))
+
+
+def _apart(found: list[Sample]) -> list[Sample]:
+    """Those of the samples whose keys receive gradients from no other one."""
+    kept: list[Sample] = []
+    for sample in found:
+        met = any(
+            (sample.batch, sample.kv_head) == (other.batch, other.kv_head)
+            and sample.keys.start < other.keys.stop
+            and other.keys.start < sample.keys.stop
+            for other in kept
+        )
+        if not met:
+            kept.append(sample)
+    return kept
+
+
+class Truth:
+    """The exact and the rough results of a problem's samples, by name, computed when first needed."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs, self._problem = inputs, inputs.problem
+        self._samples = samples(inputs.problem)
+        self._apart = _apart(self._samples)
+
+    def sampled_gradient(self) -> Tensor:
+        """The output's gradient, zero but in the rows whose key gradients are checked."""
+        grad = torch.zeros_like(self._inputs.grad)
+        for sample in self._apart:
+            sample.of_queries(grad, sample.rows).copy_(sample.of_queries(self._inputs.grad, sample.rows))
+        return grad
+
+    def complaint(self, results: Mapping[str, Tensor], sampled: Mapping[str, Tensor]) -> str | None:
+        """What is wrong with a candidate's results, or None.
+
+        Args:
+            results: any of "out", "dq", "dk", "dv" of the whole problem.
+            sampled: the same of the same problem with `sampled_gradient`; only dk and dv are read.
+        """
+        for name, x in results.items():
+            if not x.isfinite().all():
+                return f"{name}: expected finite numbers, got {int(x.numel() - x.isfinite().sum())} others"
+        for name in ("dk", "dv"):
+            if name in sampled and (stray := self._stray(sampled[name])):
+                return f"{name}: expected 0 for keys that no gradient reaches, got {stray} other numbers"
+        for name in results:
+            of_keys = name in ("dk", "dv")
+            exact, rough = (torch.cat([part[name].flatten() for part in parts]) for parts in self._wanted(of_keys))
+            if of_keys:
+                parts = [sample.of_keys(sampled[name]) for sample in self._apart]
+            else:
+                parts = [sample.of_queries(results[name], sample.rows) for sample in self._samples]
+            actual = torch.cat([part.flatten() for part in parts])
+            found = budget.measure(actual, exact, rough, name=name, window=self._window)
+            if not found.holds:
+                return str(found)
+        return None
+
+    @property
+    def _window(self) -> tuple[int | None, int | None]:
+        return self._problem.window.left, self._problem.window.right
+
+    def _stray(self, x: Tensor) -> int:
+        """Elements other than 0 outside of the sampled keys."""
+        return int(x.count_nonzero()) - sum(int(sample.of_keys(x).count_nonzero()) for sample in self._apart)
+
+    def _wanted(self, of_keys: bool) -> Iterator[list[dict[str, Tensor]]]:
+        """The exact results of each sample, then the rough ones."""
+        chosen = [i for i, sample in enumerate(self._samples) if not of_keys or sample in self._apart]
+        for results in self._results:
+            yield [results[i] for i in chosen]
+
+    @cached_property
+    def _results(self) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+        exact, rough = zip(*(self._solve(sample) for sample in self._samples), strict=True)
+        return list(exact), list(rough)
+
+    def _solve(self, sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        q, k, v = self._inputs.qkv
+        count = sample.rows.stop - sample.rows.start
+        rows = slice(sample.rows.start, _last_row(sample, self._problem))
+        inputs = sample.of_queries(q, rows), sample.of_keys(k), sample.of_keys(v)
+        grad = sample.of_queries(self._inputs.grad, rows).clone()
+        grad[:, :, count:] = 0
+        options = dict(self._inputs.options)
+        for name in ("slopes", "logit_bias"):
+            options[name] = None if options[name] is None else options[name][sample.heads]
+        if (ids := options["document_ids"]) is not None:
+            ids = ids.expand(self._problem.batch, -1)
+            options["document_ids"] = ids[sample.batch : sample.batch + 1, sample.keys]
+        exact = budget.exact_results(inputs, self._window, grad, **options)
+        rough = budget.with_gradients(budget.rough_swat, inputs, self._window, grad, **options)
+        cut = {"out", "dq"}
+        return tuple(  # type: ignore[return-value]  # of two
+            {name: x[:, :, :count] if name in cut else x for name, x in found.items()} for found in (exact, rough)
+        )

@@ -1,0 +1,45 @@
+"""Why a configuration of our own kernels is not worth running: facts of its machine code, compiled, not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from swat_flex.backends.triton import TritonConfig
+from swat_flex.backends.triton.config import runs_on
+from swat_flex.backends.triton.offline import compile_kernel
+from swat_flex.inspection import TARGETS, inspect_kernel
+from swat_flex.problem import SwatProblem
+
+
+def of_device(device: str) -> tuple[str, int]:
+    """The target of a GPU of this machine, and the bytes of shared memory that one block may use there."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0], properties.shared_memory_per_block
+    return f"sm_{properties.major}{properties.minor}", properties.shared_memory_per_block_optin
+
+
+def complaint(kernel: Any, problem: SwatProblem, config: TritonConfig, target: str, shared_limit: int) -> str | None:
+    """A reason to reject, or None: what the target lacks, too much shared memory, registers spilled within the loops.
+
+    Args:
+        kernel: "forward", "query_gradient" or "key_gradients".
+        problem: what it is compiled for.
+        config: the candidate.
+        target: "sm_90"; one that `swat_flex.inspection` does not know is judged by its shared memory alone.
+        shared_limit: bytes of shared memory that a block may use.
+    """
+    if not runs_on(kernel, config, target):
+        return f"asks for descriptors or warp specialisation, which the {kernel} kernel does not have on {target}"
+    compiled = compile_kernel(kernel, problem, target, config=config)
+    if compiled.metadata.shared > shared_limit:
+        return f"needs {compiled.metadata.shared:,} bytes of shared memory, and a block may use {shared_limit:,}"
+    if target not in TARGETS:
+        return None
+    found = inspect_kernel(compiled)
+    spills = max((loop.counts.get("LDL", 0) + loop.counts.get("STL", 0) for loop in found.loops), default=0)
+    if spills:
+        return f"spills registers within a loop: {spills} loads and stores of local memory per step"
+    return None

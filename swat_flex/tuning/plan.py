@@ -1,0 +1,117 @@
+"""Which searches a problem asks for, and what fits into a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autotune.search import FINAL_ROUNDS, FINALISTS, ROUNDS
+from swat_flex import dispatch
+from swat_flex.tuning.spec import Spec
+from swat_flex.tuning.tasks import Job, SwatTask
+
+CALLS = 5 + ROUNDS  # of one candidate: warm-up, checks, samples
+FINAL = FINAL_ROUNDS * (FINALISTS + 1)  # calls of the last comparison, when five meet
+LEAST = 2 * (CALLS + FINAL_ROUNDS)  # calls without which there is no comparison
+SAMPLE_SECONDS = 0.005  # what a sample lasts at least
+GPU_COMPILE_SECONDS = 3.0  # a guess for one candidate of many that compile side by side
+CPU_FLOPS = 2e10  # per second, a cautious guess: what would take hopelessly long is not even tried once
+COMPILED_SECONDS = 60.0  # from here on FlexAttention on a CPU, whose programs take 20 s to compile, enters
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A search with its share of the time.
+
+    Attributes:
+        job: what is searched.
+        size: valid configurations.
+        candidates: how many of them the time is enough for.
+        call_seconds: one call of the default, measured on a CPU.
+        seconds: this search's share of the time.
+        estimate: seconds it will probably take.
+        refusal: why it is not held, or "".
+    """
+
+    job: Job
+    size: int
+    candidates: int
+    call_seconds: float
+    seconds: float
+    estimate: float
+    refusal: str = ""
+
+
+def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
+    """The searches that a problem asks for, the choice between backends last.
+
+    Raises:
+        NotImplementedError: a backend asked for by name that cannot run the problem.
+        ValueError: a problem that cannot be checked, or a backend without anything to tune.
+    """
+    problem = spec.problem
+    if problem.activation == "tanh-sigmoid" or problem.dtype == torch.float64:
+        raise ValueError(
+            "tune: expected 'sigmoid' or 'softmax' in float32, bfloat16 or float16, whose results can be checked, "
+            f"got {problem.activation!r} in {problem.dtype}"
+        )
+    if backend == "auto":
+        candidates = [name for name in dispatch.BACKENDS if dispatch.why_not(problem, name) is None]
+        if problem.device_type == "cpu":
+            compiled = ["flex"] if "flex" in candidates and seconds >= COMPILED_SECONDS else []
+            candidates = ["banded", *compiled]
+        elif len(candidates) > 1:
+            candidates.remove("banded")  # right everywhere, fused nowhere
+    else:
+        dispatch.choose(problem, backend)
+        candidates = [backend]
+    names = [name for name in candidates if name in dispatch.BACKENDS]
+    jobs = [Job(t.name, name, spec) for name in names for t in dispatch.BACKENDS[name].tunables(problem)]
+    if not jobs:
+        raise ValueError(f"backend: expected one that has something to tune on {problem.device_type}, got {backend!r}")
+    return [*jobs, Job(dispatch.BACKEND.name, "auto", spec)] if len(candidates) > 1 else jobs
+
+
+def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
+    """Equal shares of the time, and what each is enough for."""
+    return [_planned(job, seconds / len(jobs)) for job in jobs]
+
+
+def _planned(job: Job, seconds: float) -> Planned:
+    size = len(job.find().space(job.spec.problem).candidates)
+    device = torch.device(job.spec.device)
+    if device.type != "cpu":
+        return Planned(
+            job, size, enough_for(size, 0.0, seconds), 0.0, seconds, min(seconds, size * GPU_COMPILE_SECONDS)
+        )
+    call = _call_seconds(job, seconds)
+    if LEAST * call > seconds:
+        refusal = f"one call takes about {call:.2g} s here, a comparison {LEAST} calls; its share is {seconds:.3g} s"
+        return Planned(job, size, 0, call, seconds, 0.0, refusal)
+    candidates = enough_for(size, call, seconds)
+    estimate = min(seconds, (candidates * CALLS + FINAL) * max(call, SAMPLE_SECONDS))
+    return Planned(job, size, candidates, call, seconds, estimate)
+
+
+def enough_for(size: int, call_seconds: float, seconds: float) -> int:
+    """How many of `size` candidates a time is enough for, two at least; those without a call's time compile."""
+    sample = max(call_seconds, SAMPLE_SECONDS)
+    each, last = (CALLS * sample, FINAL * sample) if call_seconds else (GPU_COMPILE_SECONDS, 0.0)
+    return max(2, min(size, int((seconds - last) / each)))
+
+
+def _call_seconds(job: Job, seconds: float) -> float:
+    """One call of the default on a CPU: guessed where that alone rules a comparison out, else measured."""
+    problem = job.spec.problem
+    guess = problem.flops(backward=problem.needs_grad) / CPU_FLOPS
+    if LEAST * guess > 4 * seconds:
+        return guess
+    run = SwatTask(job).prepare(job.find().default(problem))
+    run()
+    start = time.perf_counter()
+    run()
+    run()
+    return (time.perf_counter() - start) / 2

@@ -1,0 +1,107 @@
+"""Hold the planned searches one after another and keep what they find."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from autotune import Budget, Entry, Event, LocalRunner, Result, Runner, WorkerRunner, search
+from autotune.search import FINALISTS
+from swat_flex import dispatch, winners
+from swat_flex.tuning.plan import CALLS, FINAL, SAMPLE_SECONDS, Planned, enough_for
+from swat_flex.tuning.results import Outcome, Tuned
+from swat_flex.tuning.tasks import Job, SwatTask
+
+WORKERS = 4  # processes that compile for a GPU side by side
+TIMEOUT = 180.0  # seconds for one step of a candidate; FlexAttention's compilation is the longest
+
+OnEvent = Callable[[Planned, Event[Any]], object]
+
+
+def hold(
+    planned: Sequence[Planned], seconds: float, on_event: OnEvent, on_outcome: Callable[[Outcome], object]
+) -> Tuned:
+    """Search each in turn; what one does not use of its time goes to those after it.
+
+    Later searches of a problem run with the winners of the earlier. After Ctrl-C nothing more is searched, and what was
+    measured is kept.
+    """
+    started, waiting = time.monotonic(), list(planned)
+    outcomes: list[Outcome] = []
+    settings: dict[tuple[str, int], Any] = {}
+    interrupted = False
+    try:
+        while waiting and not interrupted:
+            left = seconds - (time.monotonic() - started)
+            item, share = waiting.pop(0), left / (1 + len(waiting))
+            job = item.job
+            known = {name: config for (name, spec), config in settings.items() if spec == id(job.spec)}
+            outcome = _search(replace(item, seconds=share), replace(job, settings=known), on_event)
+            if outcome.result is not None:
+                interrupted = outcome.result.interrupted
+                if outcome.result.winner is not None:
+                    settings[job.tunable, id(job.spec)] = outcome.result.winner
+            outcomes.append(outcome)
+            on_outcome(outcome)
+    except KeyboardInterrupt:  # between two searches
+        interrupted = True
+    return Tuned(tuple(outcomes), winners.store().folder, time.monotonic() - started, interrupted)
+
+
+def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
+    outcome = Outcome(job.tunable, str(job.spec), note=item.refusal)
+    if item.refusal:
+        return outcome
+    tunable, problem = job.find(), job.spec.problem
+    space = tunable.space(problem)
+
+    def reject(config: Any) -> str | None:
+        return dispatch.why_not(problem, config.backend) if tunable is dispatch.BACKEND else None
+
+    with ExitStack() as stack:
+        result = search(
+            space,
+            _runner(job, stack),
+            reject=reject,
+            budget=_budget(item),
+            on_event=lambda event: on_event(item, event),
+        )
+    if result.winner is None:
+        return replace(outcome, result=result, note=_nothing(result))
+    entry = Entry.of(tunable.key(problem, torch.device(job.spec.device)), space, result)
+    return replace(outcome, result=result, entry=entry, saved=_keep(entry))
+
+
+def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
+    """On a CPU in this process, whose operators crash nothing; on a device in processes of their own."""
+    if job.spec.device == "cpu":
+        return LocalRunner(SwatTask(job))
+    runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:build", job, workers=WORKERS, timeout=TIMEOUT)
+    return stack.enter_context(runner)
+
+
+def _budget(item: Planned) -> Budget:
+    """Time for trying candidates: what the final comparison, and the round in progress, will need is set aside."""
+    sample = max(item.call_seconds, SAMPLE_SECONDS)
+    exploring = max(item.seconds - 1.3 * (FINAL + CALLS + FINALISTS) * sample, item.seconds / 20, 0.01)
+    return Budget(seconds=exploring, trials=enough_for(item.size, item.call_seconds, item.seconds))
+
+
+def _keep(entry: Entry) -> bool:
+    """Save an entry; one of an interrupted search replaces no better one."""
+    store = winners.store()
+    saved = store.merge([entry]).unsaved == 0 if entry.interrupted else store.put(entry)
+    winners.refresh()
+    return saved
+
+
+def _nothing(result: Result[Any]) -> str:
+    if result.interrupted:
+        return "interrupted before anything was measured"
+    first = next(iter(result.failures.values()), None)
+    return f"nothing was right; the first failure, {first.kind}: {first.reason}" if first else "nothing was tried"

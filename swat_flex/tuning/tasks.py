@@ -1,0 +1,148 @@
+"""What a search runs: one tunable on one problem, in this process or in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune import Clock, Rejected, WallClock, clock_for
+from swat_flex import dispatch, winners
+from swat_flex.api import flex_swat
+from swat_flex.tuning.check import Truth
+from swat_flex.tuning.spec import Inputs, Spec
+from swat_flex.winners import Tunable
+
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search to hold.
+
+    Attributes:
+        tunable: its name.
+        backend: whose it is; "auto" for the choice between backends.
+        spec: the problem.
+        settings: configurations of other tunables while this one is measured, by name.
+    """
+
+    tunable: str
+    backend: str
+    spec: Spec
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self) -> Tunable[Any]:
+        if self.tunable == dispatch.BACKEND.name:
+            return dispatch.BACKEND
+        of_backend = dispatch.BACKENDS[self.backend].tunables(self.spec.problem)
+        return next(tunable for tunable in of_backend if tunable.name == self.tunable)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a candidate computed."""
+
+    config: Any
+    results: Results
+
+
+class SwatTask:
+    """A job as autotune's Task."""
+
+    clock: Clock
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._problem, self._tunable = job, job.spec.problem, job.find()
+        self._inputs = Inputs(job.spec)
+        self._pass = _PASSES.get(job.tunable, _call)
+        self.clock = _clock(torch.device(job.spec.device))
+
+    def compile(self, config: Any) -> None:
+        """Read the machine code of our own kernels; FlexAttention's is compiled where it first runs."""
+        kernel = self._job.tunable.partition(".")[2]
+        if self._job.backend == "triton" and self._job.spec.device.startswith("cuda"):
+            from swat_flex.tuning.facts import complaint, of_device
+
+            if config == self._tunable.default(self._problem):
+                return  # what all others are compared with runs in any case
+            if reason := complaint(kernel, self._problem, config, *of_device(self._job.spec.device)):
+                raise Rejected(reason)
+        elif self._job.spec.device.startswith("cuda"):
+            self._run(config, self._inputs.grad)
+
+    def prepare(self, config: Any) -> Callable[[], Answer]:
+        grad = self._inputs.grad
+        return lambda: Answer(config, self._run(config, grad))
+
+    def check(self, output: object) -> str | None:
+        assert isinstance(output, Answer)  # mypy: what prepare's functions return
+        sampled: Results = {}
+        if "dk" in output.results:
+            sampled = self._run(output.config, self._truth.sampled_gradient())
+        return self._truth.complaint(output.results, sampled)
+
+    @cached_property
+    def _truth(self) -> Truth:
+        return Truth(self._inputs)
+
+    def _run(self, config: Any, grad: Tensor) -> Results:
+        forced = {**self._job.settings, self._job.tunable: config}
+        backend = config.backend if self._job.tunable == dispatch.BACKEND.name else self._job.backend
+        with winners.using(forced):
+            return self._pass(backend, self._inputs, grad)
+
+
+def build(job: Job) -> SwatTask:
+    """The factory that worker processes call."""
+    return SwatTask(job)
+
+
+def _call(backend: str, inputs: Inputs, grad: Tensor) -> Results:
+    """As a user calls it: forward, and backward where the problem has one."""
+    problem = inputs.problem
+    window: Any = (problem.window.left, problem.window.right)
+    if not problem.needs_grad:
+        return _forward(backend, inputs, grad)
+    leaves = [x.detach().requires_grad_() for x in inputs.qkv]
+    out = flex_swat(*leaves, window, backend=backend, **inputs.options)  # type: ignore[call-arg, arg-type]  # three leaves, a name
+    gradients = torch.autograd.grad(out, leaves, grad)
+    return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+
+
+def _forward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
+    window: Any = (inputs.problem.window.left, inputs.problem.window.right)
+    with torch.no_grad():
+        return {"out": flex_swat(*inputs.qkv, window, backend=backend, **inputs.options)}  # type: ignore[arg-type]  # a name
+
+
+def _backward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
+    """The backward alone, through its operator."""
+    problem, options = inputs.problem, inputs.options
+    operator = getattr(torch.ops.swat_flex, f"{backend}_backward")
+    vectors = (options["slopes"], options["logit_bias"], options["document_ids"])
+    window = (problem.window.left, problem.window.right)
+    scale = problem.head_dim**-0.5
+    with torch.no_grad():
+        *gradients, _ = operator(grad, *inputs.qkv, *vectors, *window, scale, problem.activation, False)
+    return dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+
+
+# What is timed for a tunable; the others' configurations serve the whole call.
+_PASSES: dict[str, Callable[[str, Inputs, Tensor], Results]] = {
+    "banded.forward": _forward,
+    "banded.backward": _backward,
+    "triton.forward": _forward,
+    "triton.query_gradient": _backward,
+    "triton.key_gradients": _backward,
+}
+
+
+def _clock(device: torch.device) -> Clock:
+    if device.type in ("cpu", "cuda"):
+        return clock_for(device)
+    return WallClock(synchronize=lambda: torch.accelerator.synchronize(device))

@@ -1,0 +1,145 @@
+"""The Triton kernels on a CUDA device: Hopper's and Blackwell's features, far addresses, checkpointing, sanitizer."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import Case
+from torch.utils.checkpoint import checkpoint
+
+from swat_flex import flex_swat
+from swat_flex.testing.budget import ENOUGH, assert_within_budget, with_gradients
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(case):
+    options = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in case.options().items()}
+    inputs = tuple(x.cuda() for x in case.tensors())
+    window, grad = case.resolved_window(), case.gradient().cuda()
+    return {n: x.cpu() for n, x in with_gradients(flex_swat, inputs, window, grad, backend="triton", **options).items()}
+
+
+def with_fields(monkeypatch, **fields):
+    """Ask for fields in every configuration; a launch drops what the GPU has not."""
+    from swat_flex.backends.triton import op
+
+    default = op.configurations
+    monkeypatch.setattr(op, "configurations", lambda *a: tuple(dataclasses.replace(c, **fields) for c in default(*a)))
+
+
+@pytest.mark.parametrize("fields", [{"descriptors": True}, {"descriptors": True, "warp_specialize": True}], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1000, 200, 2, 64, dtype="bfloat16", biased=True),
+        Case(777, (100, 70), 1, 128, dtype="float16", layout="transposed", documents="packed"),
+        Case(513, None, 4, 80, 24, "bfloat16", documents="padded", batch=2, kv_heads=1),
+        Case(300, 65, 1, 64, dtype="bfloat16", layout="expanded", fewer=100),
+        Case(257, 64, 1, 256, dtype="float16"),
+        Case(1, 1, 1, 16, dtype="bfloat16"),
+    ],
+    ids=str,
+)
+def test_descriptors_and_specialised_warps_are_right(case, fields, monkeypatch):
+    exact, rough = case.exact(), case.rough()
+    with_fields(monkeypatch, **fields)
+    actual, again = on_gpu(case), on_gpu(case)
+    assert all(torch.equal(actual[name], again[name]) for name in actual)
+    for name in ("out", "dq", "dk", "dv"):
+        if exact[name].numel() >= ENOUGH:
+            assert_within_budget(
+                actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
+            )
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_elements_beyond_two_to_the_31_are_reached(descriptors, monkeypatch):
+    """Heads that lie 2³¹ elements apart, in one tensor of 4 GiB."""
+    with_fields(monkeypatch, descriptors=descriptors)
+    if torch.cuda.get_device_properties(0).total_memory < 2**34:
+        pytest.skip("needs 16 GiB of GPU memory")
+    length, dim = 300, 64
+    far = [torch.empty(2**31 + length * dim, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+    inputs = [x.as_strided((1, 2, length, dim), (0, 2**31, dim, 1)) for x in far]
+    near = [torch.randn(1, 2, length, dim, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+    for x, y in zip(inputs, near, strict=True):
+        x.copy_(y)
+    grad = torch.randn_like(near[0])
+    both = [with_gradients(flex_swat, tuple(x), 100, grad, backend="triton") for x in (inputs, near)]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_gradients_of_sixty_five_thousand_tokens_match_their_own_chunk(head_dim):
+    """A gradient at the output's rows of one stretch: what it sends to the keys before it, and nowhere else."""
+    window, first, last = 1024, 50000, 50100
+    q, k, v = (torch.randn(1, 2, 65537, head_dim, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    grad = torch.zeros_like(q)
+    grad[:, :, first:last] = torch.randn_like(grad[:, :, first:last])
+    whole = with_gradients(flex_swat, (q, k, v), window, grad, backend="triton")
+    keys = slice(first - window + 1, last)
+    chunk = tuple(x.float() for x in (q[:, :, first:last], k[:, :, keys], v[:, :, keys]))
+    expected = with_gradients(flex_swat, chunk, window, grad[:, :, first:last].float(), backend="banded")
+    for name, seen in (("dq", slice(first, last)), ("dk", keys), ("dv", keys)):
+        actual = whole[name].float()
+        assert (actual[:, :, seen] - expected[name]).norm() / expected[name].norm() < 8e-3, name
+        assert not actual[:, :, : seen.start].any(), name
+        assert not actual[:, :, seen.stop :].any(), name
+
+
+def test_checkpointing_recomputes_the_same_gradients():
+    inputs = [torch.randn(1, 4, 500, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3)]
+    grad = torch.randn(1, 4, 500, 64, dtype=torch.bfloat16, device="cuda")
+
+    def call(q, k, v):
+        return flex_swat(q, k, v, 128, backend="triton")
+
+    plain = torch.autograd.grad(call(*inputs), inputs, grad)
+    recomputed = torch.autograd.grad(checkpoint(call, *inputs, use_reentrant=False), inputs, grad)
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_a_cuda_graph_replays_descriptors_on_new_values(monkeypatch):
+    """A descriptor holds an address; a replay reads what lies there then."""
+    with_fields(monkeypatch, descriptors=True)
+    inputs = [torch.randn(1, 4, 512, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3)]
+    grad = torch.randn(1, 4, 512, 64, dtype=torch.bfloat16, device="cuda")
+
+    def step():
+        return torch.autograd.grad(flex_swat(*inputs, 128, backend="triton"), inputs, grad)
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for x in inputs:
+            x.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+
+SANITIZED = """
+import torch
+from swat_flex import flex_swat
+for dim, length in ((64, 200), (40, 67)):
+    q, k, v = (torch.randn(1, 2, length, dim, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in "qkv")
+    slopes = torch.randn(2, device="cuda", requires_grad=True)
+    flex_swat(q, k, v, 50, slopes=slopes, backend="triton").sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_the_sanitizer_finds_nothing(tool):
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=_kernel"]
+    done = subprocess.run([*command, sys.executable, "-c", SANITIZED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,0 +1,135 @@
+"""What the operator really hands to Triton, specialised and compiled for GPUs that are not here; nothing is launched.
+
+`test_compiled.py` writes the kernels' signatures down; here Triton derives them from the arguments of a call: lengths
+and strides of 1, a single head, expanded and misaligned tensors, descriptors.
+"""
+
+import pytest
+from cases import Case
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from swat_flex.backends.triton import config as configs
+from swat_flex.backends.triton import op, sigmoid
+from swat_flex.backends.triton.config import TritonConfig, configurations
+from swat_flex.inspection import inspect_kernel
+from swat_flex.window import Window
+
+
+class Pretend:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target.arch
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Compile what a launch would run, and keep it: `(call, capability)` to Triton's compiled kernels."""
+
+    def compile_calls(call, capability=90):
+        kernels = []
+        monkeypatch.setattr(driver, "_active", Pretend(capability))
+        monkeypatch.setattr(op, "_target", lambda x: f"sm_{capability}")
+        monkeypatch.setattr(op, "_kind", lambda q, activation: sigmoid.PLAIN if q.itemsize == 4 else sigmoid.FAST)
+        monkeypatch.setattr(
+            triton.JITFunction,
+            "__getitem__",
+            lambda self, grid: lambda *a, **k: kernels.append(self.run(*a, grid=grid, warmup=True, **k)),
+        )
+        call()
+        return kernels
+
+    return compile_calls
+
+
+def both_directions(case):
+    """A call of the operator's implementation, forward and backward, on tensors of the CPU."""
+    options = case.options()
+    q, k, v = case.tensors()
+    rest = (options["slopes"], options.get("logit_bias"), options.get("document_ids"))
+    rest += (Window.of(case.resolved_window()), 0.125, "sigmoid")
+
+    def call():
+        op._forward(q, k, v, *rest)
+        op._backward(case.gradient(), q, k, v, *rest, case.biased)
+
+    return call
+
+
+CASES = [
+    Case(1, 1, 1, 1, dtype="bfloat16", kv_heads=1),
+    Case(129, 64, 1, 64, dtype="bfloat16", kv_heads=1, layout="expanded"),
+    Case(130, (20, None), 3, 40, 24, "bfloat16", layout="sliced", documents="packed", biased=True),
+    Case(96, None, 4, 128, dtype="float16", layout="transposed", documents="padded", batch=2, fewer=40),
+    Case(33, 5, 2, 16, 40, dtype="float32", biased=True),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_arguments_of_a_call_compile(case, compiled):
+    forward, query_gradient, key_gradients = compiled(both_directions(case))
+    names = [kernel.metadata.name for kernel in (forward, query_gradient, key_gradients)]
+    assert names == ["forward_kernel", "query_gradient_kernel", "key_gradients_kernel"]
+    assert not any(inspect_kernel(kernel).has_float64 for kernel in (forward, query_gradient, key_gradients))
+
+
+def descriptors(kernel):
+    """How many the kernel takes, after checking that the accelerator loads with them and only with them."""
+    loads = [i for i in inspect_kernel(kernel).instructions if i.opcode.startswith("UTMALDG")]
+    taken = len(kernel.metadata.tensordesc_meta or ())
+    assert bool(loads) == bool(taken)
+    return taken
+
+
+def described(kernel, padded_dim, itemsize):
+    return [
+        TritonConfig(c.block_m, c.block_n, c.warps, c.stages, True)
+        for c in configurations(kernel, padded_dim, itemsize)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("case", "forward", "key_gradients"),
+    [
+        (Case(200, 64, 2, 64, dtype="bfloat16", layout="transposed"), 2, 2),
+        (Case(200, 64, 1, 80, 24, dtype="float16", biased=True), 2, 2),
+        (Case(200, 64, 1, 16, dtype="bfloat16", layout="sliced"), 0, 1),  # the last axis has stride 2; grad is whole
+        (Case(200, 64, 1, 16, dtype="bfloat16", layout="expanded"), 0, 1),  # strides of 0
+        (Case(200, 64, 1, 20, 16, dtype="bfloat16"), 1, 1),  # rows of 40 bytes
+    ],
+    ids=str,
+)
+def test_descriptors_are_used_where_a_tensor_qualifies(case, forward, key_gradients, compiled, monkeypatch):
+    monkeypatch.setattr(op, "configurations", described)
+    assert [descriptors(k) for k in compiled(both_directions(case))] == [forward, forward, key_gradients]
+
+
+def test_a_target_without_the_accelerator_drops_the_fields(compiled, monkeypatch):
+    monkeypatch.setattr(op, "configurations", described)
+    call = both_directions(Case(200, 64, 1, 16, dtype="bfloat16"))
+    assert [descriptors(kernel) for kernel in compiled(call, capability=80)] == [0, 0, 0]
+
+
+def test_a_configuration_runs_where_the_target_has_what_it_asks_for():
+    plain, tma = TritonConfig(64, 64, 4, 2), TritonConfig(64, 64, 4, 2, descriptors=True)
+    specialised = TritonConfig(64, 64, 4, 2, warp_specialize=True)
+    for target in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942"):
+        assert configs.runs_on("forward", plain, target)
+        assert configs.runs_on("key_gradients", tma, target) == (target in ("sm_90", "sm_100", "sm_120"))
+        assert configs.runs_on("forward", specialised, target) == (target == "sm_100")
+        assert not configs.runs_on("query_gradient", specialised, target)
+    assert not configs.runs_on("forward", TritonConfig(512, 64, 8, 1, descriptors=True), "sm_90")
