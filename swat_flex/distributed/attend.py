@@ -119,12 +119,12 @@ def _attend_shard(
     last = n - right_side if halo.right else n
     exchange = Exchange(halo, group, own)
     own, token = exchange.begin(own)
-    if not halo.received:
-        out = _rows(q, own, 0, 0, n, window, attend)
-        exchange.end(token)
-        return out
-    interior = _rows(q, own, 0, first, last, window, attend) if first < last else None
+    with exchange.kept():
+        inside = first < last or not halo.received
+        interior = _rows(q, own, 0, first, last, window, attend) if inside else None
     pieces = exchange.end(token)
+    if interior is not None and not pieces:
+        return interior
     left, right = pieces[: len(halo.left)], pieces[len(halo.left) :]
     before = sum(piece.tokens for piece in halo.left)
     if interior is None:

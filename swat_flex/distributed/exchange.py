@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,21 @@ class Exchange:
         parts = _End.apply(self, token, messages[:pieces])  # type: ignore[no-untyped-call]  # torch leaves apply untyped
         ids: Sequence[Tensor | None] = messages[pieces:] or [None] * pieces
         return list(zip(parts[::2], parts[1::2], ids, strict=True))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Wait for the halo's messages also where what is done meanwhile is left by an exception.
+
+        Checkpointing leaves a recomputation so, on each rank where that rank needs no more of it; messages given up
+        there would never reach the ranks that go on.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.posted is not None:
+                with contextlib.suppress(RuntimeError):  # the first error says more
+                    self.posted.wait()
+            raise
 
     def post(self, k: Tensor, v: Tensor, ids: Tensor | None) -> None:
         """Send to each rank that sees some of this shard; receive from each rank whose keys this one sees."""
