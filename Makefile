@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format fuzz bench peers perf gpu-report clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
@@ -22,8 +22,26 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+fuzz: $(READY)
+	$(BIN)/swat-flex fuzz
+
 bench: $(READY)
-	$(BIN)/pytest perf --benchmark-sort=name --benchmark-columns=median,iqr,rounds
+	mkdir -p .benchmarks
+	$(BIN)/pytest perf --benchmark-sort=name --benchmark-columns=median,iqr,rounds --benchmark-json=.benchmarks/now.json
+	$(BIN)/python -m perf regression .benchmarks/now.json
+
+# Packages to measure against; those that are missing are named in the tables.
+peers: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
+
+# The committed CPU record, its picture, and the README's figures. On an idle machine.
+perf: $(READY)
+	$(BIN)/python -m perf --suite cpu --json perf/results/cpu.json --png perf/results/cpu.png
+	$(BIN)/python -m perf --suite scaling --json perf/results/scaling.json --png perf/results/scaling.png
+	$(BIN)/python -m perf readme
+
+gpu-report: $(READY)
+	$(BIN)/python -m perf gpu-report
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

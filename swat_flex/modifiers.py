@@ -169,7 +169,7 @@ _teach_inductor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @torch.library.custom_op("swat_flex::log_sigmoid", mutates_args=())
 def _log_sigmoid(x: Tensor) -> Tensor:
-    return F.logsigmoid(x)
+    return torch.empty_like(x).copy_(F.logsigmoid(x))  # which on a CPU is contiguous whatever x is; the fake is not
 
 
 @torch.library.custom_op("swat_flex::sigmoid_of_negative", mutates_args=())

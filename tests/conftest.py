@@ -1,4 +1,8 @@
-"""What every test shares: GPU tests skip without a GPU, and a failing test prints the seed of its inputs."""
+"""What every test shares: GPU tests skip without a GPU, and a failing test prints the seed of its inputs.
+
+Hypothesis has two profiles, chosen by pytest's --hypothesis-profile: "ci", the default, draws the same cases every
+time; "night" draws others for hours.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -8,6 +12,16 @@ import pytest
 import torch
 
 from swat_flex import winners
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the extra `fuzz`; the tests that need it are skipped
+    pass
+else:
+    _SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+    settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_SHARED)
+    settings.register_profile("night", max_examples=20_000, **_SHARED)
+    settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,6 +28,7 @@ ARROWS = {
     "nn": {"api", "decode", "positions", "distributed"},
     "training": {"nn", "distributed"},
     "distributed": {"api", "validation", "problem", "window", "dispatch"},
+    "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
     "testing": {"reference", "api", "problem", "window"},

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import swat_flex
-from swat_flex.cli import demo, generate, info, inspect, show, train, tune
+from swat_flex.cli import demo, export, fuzz, generate, info, inspect, show, train, tune
 
 
 class _Commands(TyperGroup):
@@ -24,12 +24,14 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo.demo)
+app.command()(fuzz.fuzz)
 app.command()(info.info)
 app.command()(inspect.inspect)
 app.command()(show.show)
 app.command()(tune.tune)
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(export.export)
 
 
 def _print_version(wanted: bool) -> None:

@@ -92,11 +92,6 @@ class Shard:
         """Position of this rank's first token."""
         return sum(self.lengths[: dist.get_rank(group_of(self.mesh))])
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Over the mesh, in place; x wants no gradient."""
-        dist.all_reduce(x, group=group_of(self.mesh))
-        return x
-
 
 def agree(
     q: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,16 @@ from swat_flex.positions import apply_rope, document_ids_from_attention_mask
 
 if TYPE_CHECKING:
     from swat_flex.distributed import Shard
+
+
+class OtherCache(Protocol):
+    """A layer's keys and values kept in another way than a ring; `SwatAttention` goes on from it too."""
+
+    def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
+        """`[tokens]` or `[B, tokens]`: positions of the next tokens, for rope."""
+
+    def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append, and return `flex_swat`'s k, v and document_ids: the last key is that of the last new token."""
 
 
 class SwatAttention(nn.Module):
@@ -71,7 +81,7 @@ class SwatAttention(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: RingCache | None = None,
+        cache: RingCache | OtherCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         shard: Shard | None = None,
@@ -82,7 +92,7 @@ class SwatAttention(nn.Module):
             x: `[B, L, hidden_size]`.
             document_ids: int `[B, L]` or `[L]`: tokens see each other only under equal ids, a negative one is padding.
                 Not with a cache.
-            cache: of this layer (`SwatTransformer.new_cache`). Keys are kept after rope.
+            cache: of this layer (`SwatTransformer.new_cache`, or any `OtherCache`). Keys are kept after rope.
             positions: int `[L]` or `[B, L]` for rope, which tells only differences: they may go on through packed
                 documents. None counts from 0, or from the cache's length.
             mask: bool `[B, L]`, False for padding: it sees nothing and is seen by nothing.
@@ -139,13 +149,21 @@ class SwatAttention(nn.Module):
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip
 
-    def _continue(self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache, mask: Tensor | None) -> Tensor:
-        """Few tokens of a sigmoid, no padding among them and no gradient wanted: decode; else prefill."""
+    def _continue(self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | OtherCache, mask: Tensor | None) -> Tensor:
+        """Few tokens of a sigmoid, no padding among several and no gradient wanted: decode; else prefill."""
         slopes, logit_bias = self._bias(q)
+        if not isinstance(cache, RingCache):
+            keys, values, ids = cache.update(k, v, mask)
+            return flex_swat(
+                q, keys, values, self.window, slopes=slopes, logit_bias=logit_bias, document_ids=ids,
+                activation=self.config.activation, backend=self.config.backend,
+            )  # fmt: skip
         sigmoid = self.config.activation == "sigmoid"
-        if sigmoid and mask is None and q.shape[2] <= cache.queries and not torch.is_grad_enabled():
-            cache.append(k, v)
-            return swat_decode(q, cache, slopes=slopes, logit_bias=logit_bias)
+        few = q.shape[2] == 1 or (mask is None and q.shape[2] <= cache.queries)
+        if sigmoid and few and not torch.is_grad_enabled():
+            cache.append(k, v, mask)
+            out = swat_decode(q, cache, slopes=slopes, logit_bias=logit_bias)
+            return out if mask is None else torch.where(mask[:, None, :, None], out, 0)
         return swat_prefill(
             q, k, v, cache, mask=mask, slopes=slopes, logit_bias=logit_bias,
             activation=self.config.activation, backend=self.config.backend,

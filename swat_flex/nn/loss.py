@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,9 +14,14 @@ IGNORED = -100  # target of a token that does not count
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk: int | None = None, counted: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Mean over tokens of −log softmax(weight · hidden)[target], in nats.
+    """Mean (or sum) over tokens of −log softmax(weight · hidden)[target], in nats.
 
     Logits are made a chunk of tokens at a time and made again in the backward pass, so the memory beyond inputs and
     gradients is a few times chunk · V, whatever the number of tokens.
@@ -24,18 +31,20 @@ def chunked_cross_entropy(
         weight: `[V, D]`, the output head.
         targets: int64 `[...]`; −100 does not count.
         chunk: tokens at once; None takes what makes 2^24 logits.
-        counted: divides the sum, a scalar; None is the number of targets that count.
+        reduction: "mean", or "sum" for a caller who divides by the tokens of several batches.
 
     Returns:
-        A float32 scalar (float64 for float64); NaN where no token counts.
+        A float32 scalar (float64 for float64); where no token counts, the mean is NaN and the sum 0.
 
     Raises:
-        ValueError: targets of another shape than hidden's tokens, or chunk < 1.
+        ValueError: targets of another shape than hidden's tokens, chunk < 1, or an unknown reduction.
     """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"targets: expected hidden's tokens {list(hidden.shape[:-1])}, got {list(targets.shape)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
     chunk = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     tokens = hidden.shape[0]
@@ -45,7 +54,7 @@ def chunked_cross_entropy(
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             total = total + checkpoint(_sum, rows, weight, wanted, use_reentrant=False)
-    return total / ((targets != IGNORED).sum() if counted is None else counted)
+    return total if reduction == "sum" else total / (targets != IGNORED).sum()
 
 
 def _sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

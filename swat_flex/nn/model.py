@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swat_flex.decode import RingCache
 from swat_flex.nn import sampling
-from swat_flex.nn.attention import SwatAttention
+from swat_flex.nn.attention import OtherCache, SwatAttention
 from swat_flex.nn.config import SwatConfig
 from swat_flex.nn.loss import IGNORED, chunked_cross_entropy
 
@@ -60,7 +60,7 @@ class SwatBlock(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: RingCache | None = None,
+        cache: RingCache | OtherCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         shard: Shard | None = None,
@@ -128,7 +128,7 @@ class SwatTransformer(nn.Module):
         self,
         tokens: Tensor,
         document_ids: Tensor | None = None,
-        cache: Sequence[RingCache] | None = None,
+        cache: Sequence[RingCache | OtherCache] | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         *,
@@ -140,7 +140,7 @@ class SwatTransformer(nn.Module):
         Args:
             tokens: int `[B, L]`.
             document_ids: int `[B, L]` or `[L]`, packed documents; a negative id is padding. Not with a cache.
-            cache: from `new_cache`; the tokens go on from it and are appended to it.
+            cache: from `new_cache`, or any `OtherCache` per layer; the tokens go on from it and are appended to it.
             positions: int `[L]` or `[B, L]` for rope; None counts from 0 or goes on from the cache.
             mask: bool `[B, L]`, False for padding, at any place.
             targets: int64 `[B, L]`, the token that follows each; −100 does not count.
@@ -158,39 +158,55 @@ class SwatTransformer(nn.Module):
         """
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(f"tokens: expected int [B, L], got {tokens.dtype} of shape {list(tokens.shape)}")
+        x = self.features(self.embedding(tokens), document_ids, cache, positions, mask)
+        if targets is not None:
+            if self.context is None or cache is not None:
+                return chunked_cross_entropy(x, self.head.weight, targets)
+            counted = (targets != IGNORED).sum()
+            torch.distributed.all_reduce(counted, group=self.context.get_group())
+            part = chunked_cross_entropy(x, self.head.weight, targets, reduction="sum")
+            return part / counted * self.context.size()
+        if logits_to_keep is not None:
+            x = x[:, x.shape[1] - logits_to_keep :]
+        logits: Tensor = self.head(x)
+        return logits
+
+    def features(
+        self,
+        x: Tensor,
+        document_ids: Tensor | None = None,
+        cache: Sequence[RingCache | OtherCache] | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads, `[B, L, hidden_size]`, from the embedded tokens x `[B, L, hidden_size]`.
+
+        Other arguments as `forward`.
+        """
         if cache is not None and len(cache) != len(self.blocks):
             raise ValueError(f"cache: expected one RingCache per layer, {len(self.blocks)} of them, got {len(cache)}")
-        shard = None if self.context is None or cache is not None else self._shard(tokens, document_ids, mask)
+        shard = None if self.context is None or cache is not None else self._shard(x, document_ids, mask)
         if shard is not None and positions is None:
-            positions = torch.arange(shard.first, shard.first + tokens.shape[1], device=tokens.device)
-        x = self.embedding(tokens)
+            positions = torch.arange(shard.first, shard.first + x.shape[1], device=x.device)
         for layer, block in enumerate(self.blocks):
             of_layer = None if cache is None else cache[layer]
             if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
                 x = checkpoint(block, x, document_ids, None, positions, mask, shard, use_reentrant=False)
             else:
                 x = block(x, document_ids, of_layer, positions, mask, shard)
-        if targets is not None:
-            if shard is None:
-                return chunked_cross_entropy(self.norm(x), self.head.weight, targets)
-            counted = shard.sum((targets != IGNORED).sum())
-            part = chunked_cross_entropy(self.norm(x), self.head.weight, targets, counted=counted)
-            return part * len(shard.lengths)
-        if logits_to_keep is not None:
-            x = x[:, x.shape[1] - logits_to_keep :]
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        normed: Tensor = self.norm(x)
+        return normed
 
-    def _shard(self, tokens: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Shard:
+    def _shard(self, x: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Shard:
         """What the ranks of `context` hold of these rows; one small all-gather for all layers."""
         from swat_flex.distributed import Shard, shard_lengths  # seconds of import that one process does not need
 
         assert self.context is not None
         lengths = shard_lengths(
-            tokens.shape[1],
+            x.shape[1],
             self.context,
-            tokens.device,
-            batch=tokens.shape[0],
+            x.device,
+            batch=x.shape[0],
             document_ids_dimensions=0 if document_ids is None else document_ids.dim(),
             document_ids_itemsize=0 if document_ids is None else document_ids.dtype.itemsize,
             mask=int(mask is not None),

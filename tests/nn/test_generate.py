@@ -113,6 +113,21 @@ def test_sampling_keeps_to_top_k_and_top_p():
     torch.testing.assert_close(cold, p[0] ** 2 / (p**2).sum(), atol=0.05, rtol=0)
 
 
+def test_a_single_padding_token_sees_nothing_and_does_not_count(model):
+    attention = model.blocks[-1].attention
+    caches = [model.new_cache(2, capacity=22)[-1] for _ in range(2)]
+    x, keep = torch.randn(2, 6, 24), torch.tensor([[True], [False]])
+    with torch.no_grad():
+        for cache in caches:
+            attention(x[:, :4], cache=cache)
+        padded = attention(x[:, 4:5], cache=caches[0], mask=keep)
+        alone = attention(x[:, 4:5], cache=caches[1])
+        torch.testing.assert_close(padded[0], alone[0])
+        assert padded[1].abs().max() == 0
+        assert caches[0].length.tolist() == [5, 4]
+        torch.testing.assert_close(attention(x[:, 5:], cache=caches[0])[0], attention(x[:, 5:], cache=caches[1])[0])
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -14,7 +14,7 @@ from pairwise import pairwise
 
 from swat_flex import flex_swat, naive_swat, winners
 from swat_flex.backends.triton import TritonConfig, op
-from swat_flex.testing.budget import ENOUGH, assert_within_budget
+from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
 
@@ -285,3 +285,12 @@ def test_it_compiles_inside_a_users_graph():
         return flex_swat(q, k, v, 16, backend="triton") * 2
 
     torch.testing.assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(q, k, v), call(q, k, v))
+
+
+def test_steep_slopes_lose_nothing_in_float32():
+    """|i − j| as a row's part plus a column's cancels: far apart in a tile, near in the window."""
+    q, k, v = torch.randn(3, 4, 1, 64, 8).unbind()
+    slopes = torch.tensor([-2.3])
+    out = flex_swat(q, k, v, 8, slopes=slopes, backend="triton")
+    exact, rough = exact_swat(q, k, v, 8, slopes=slopes), rough_swat(q, k, v, 8, slopes=slopes)
+    assert_within_budget(out, exact=exact, rough=rough, window=8)

@@ -199,7 +199,7 @@ class Band:
         """to += scale · tileᵀ rows, each query head's product apart and then summed: one product over all the rows of a
         group would round more, and one straight into `to`, whose batches lie apart, would run batch by batch."""
         heads = to.shape[0] * self.group
-        tile, rows = tile.view(heads, -1, to.shape[1]), rows.view(heads, -1, to.shape[2])
+        tile, rows = tile.view(heads, -1, to.shape[1]), rows.reshape(heads, -1, to.shape[2])
         product = torch.bmm(tile.transpose(1, 2), rows, out=self.buffer("keys", heads, *to.shape[1:]))
         if self.group > 1:
             product = product.view(-1, self.group, *to.shape[1:]).sum(1)

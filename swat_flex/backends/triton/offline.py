@@ -86,7 +86,7 @@ def _constants(
     shift = FLOAT16_SHIFT if str(problem.dtype) == "torch.float16" else 0
     constants = {
         "D": problem.head_dim, "DV": problem.value_dim, "BD": dims[0], "BDV": dims[1],
-        "BOTH_SIDES": problem.window.right != 0, "KIND": kind.value, "SHIFT": shift,
+        "BOTH_SIDES": problem.window.right != 0 or itemsize == 4, "KIND": kind.value, "SHIFT": shift,
         "BM": config.block_m, "BN": config.block_n, "STAGES": config.stages,
     }  # fmt: skip
     return constants | ({"SPECIALIZE": config.warp_specialize} if name == "forward" else {})

@@ -99,7 +99,8 @@ class _Call:
         self.sizes = (q_len, kv_len, left, right, scale, q.shape[1], group, document_stride)
         self.padded = padded(head_dim), padded(value_dim)
         self.constants: dict[str, Any] = {
-            "D": head_dim, "DV": value_dim, "BD": self.padded[0], "BDV": self.padded[1], "BOTH_SIDES": right > 0,
+            "D": head_dim, "DV": value_dim, "BD": self.padded[0], "BDV": self.padded[1],
+            "BOTH_SIDES": right > 0 or q.dtype == torch.float32,  # the parts of a split distance would cancel
             "KIND": _kind(q, activation),
         }  # fmt: skip
         self.shift = FLOAT16_SHIFT if q.dtype == torch.float16 else 0

@@ -1,0 +1,185 @@
+"""`python -m perf`: measure a suite; read a record back; write the README's figures; the report of a GPU."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from perf import gpu_report, load, picture, readme, regression, report
+from perf.measure import Advance
+from perf.record import Record, save, surroundings
+from perf.record import load as read
+from perf.suites import SUITES, Suite, races_planned, run_suite, suite
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the record into this file.")]
+Png = Annotated[Path | None, typer.Option("--png", help="Draw the record into this file.")]
+BusyOk = Annotated[bool, typer.Option("--busy-ok", help="Measure although other processes load the machine.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer cases and rounds; a CPU ends within 3 minutes.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    suite_name: Annotated[str, typer.Option("--suite", help=f"{', '.join(SUITES)}.")] = "cpu",
+    quick: Quick = False,
+    json_file: Json = None,
+    png_file: Png = None,
+    busy_ok: BusyOk = False,
+) -> None:
+    """Time SWAT beside what a PyTorch user would pick instead. No time without a passed check."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        chosen = suite(suite_name, quick)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--suite") from error
+    if png_file is not None:
+        picture.needs_matplotlib()
+    before = _load_before(chosen, busy_ok)
+    with _progress() as (progress, advance):
+        progress.reset(progress.task_ids[0], total=races_planned(chosen.cases) * (len(chosen.peers) + 1))
+        races, _ = run_suite(chosen, quick, advance)
+    record = Record(
+        suite=suite_name,
+        quick=quick,
+        load_before={"cores": before.cores, "gpu_percent": before.gpu_percent},
+        busy_ok=busy_ok,
+        races=races,
+        **surroundings(str(chosen.device)),
+    )
+    finish(record, json_file, png_file)
+
+
+def finish(record: Record, json_file: Path | None, png_file: Path | None) -> None:
+    """Save first, then print and draw; exit status 1 where a contender of ours was wrong or failed."""
+    if json_file is not None:
+        save(record, json_file)
+    _print(record)
+    if png_file is not None:
+        picture.save(picture.draw(record), png_file)
+    if any(row.ours and row.status in ("refused", "failed") for race in record.races for row in race.rows):
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_(
+    file: Annotated[Path, typer.Argument(help="A record written with --json.")],
+    png_file: Png = None,
+) -> None:
+    """Print the tables of a record, and draw it again."""
+    record = _read(file)
+    _print(record)
+    if png_file is not None:
+        picture.save(picture.draw(record), png_file)
+
+
+@app.command("readme")
+def readme_(
+    file: Annotated[Path | None, typer.Argument(help="The record to quote; without one, that quoted now.")] = None,
+) -> None:
+    """Write the README's measured figures from a record."""
+    try:
+        changed = readme.rewrite(file)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+    typer.echo("README.md: rewritten" if changed else "README.md: already says so")
+
+
+@app.command("regression")
+def regression_(
+    file: Annotated[Path, typer.Argument(help="What pytest-benchmark wrote with --benchmark-json.")],
+    save_: Annotated[bool, typer.Option("--save", help="Make it the baseline.")] = False,
+) -> None:
+    """Compare benchmarks with the saved baseline, as ratios to a matrix product in the same run."""
+    try:
+        if save_:
+            regression.save(file)
+            typer.echo(f"saved as {regression.BASELINE.name}")
+            return
+        table, slower = regression.compare(file)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+    _console().print(table)
+    if slower:
+        _fail(f"slower than the baseline by more than {regression.TOLERANCE:.0%}: {', '.join(slower)}")
+
+
+@app.command("gpu-report")
+def gpu_report_(
+    seconds: Annotated[int, typer.Option(help="Limit for everything together.")] = 480,
+    folder: Annotated[Path | None, typer.Option(help="Where <device>.json and .png go.")] = None,
+    busy_ok: BusyOk = False,
+) -> None:
+    """Check on the GPU, tune the named cases, measure the gpu and decode suites, keep the record. Needs a GPU."""
+    try:
+        record, json_file = gpu_report.run(seconds, folder, busy_ok)
+    except (gpu_report.Stopped, load.Busy) as error:
+        _fail(str(error))
+    typer.echo(f"written: {json_file}")
+    finish(record, None, json_file.with_suffix(".png"))
+
+
+def _load_before(chosen: Suite, busy_ok: bool) -> load.Load:
+    before = load.look(chosen.device.type)
+    try:
+        load.refuse_if_busy(before, busy_ok)
+    except load.Busy as error:
+        _fail(str(error))
+    if before.busy:
+        Console(stderr=True).print(f"WARNING: {before.busy}", style="bold red")
+    return before
+
+
+class _progress:
+    """A bar on standard error where that is a terminal, else a line for every race."""
+
+    def __enter__(self) -> tuple[Progress, Advance]:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+        self.progress.start()
+        task, start = self.progress.add_task(""), time.monotonic()
+
+        def advance(what: str) -> None:
+            self.progress.update(task, description=what, advance=1)
+            if self.progress.disable and what.endswith("rounds"):
+                print(f"{time.monotonic() - start:4.0f} s  {what}", file=sys.stderr, flush=True)
+
+        return self.progress, advance
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
+
+
+def _print(record: Record) -> None:
+    console = _console()
+    report.show(record, console)
+    console.print(report.LEGEND, style="dim", markup=False)
+
+
+def _read(file: Path) -> Record:
+    try:
+        return read(file)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"error: {text}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m perf")

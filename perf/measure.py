@@ -1,0 +1,234 @@
+"""One race: prepare the contenders, check them, count their memory, then time them in turn with the ceilings."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune import Clock, EventClock, Timing, clock_for
+from autotune.measure import race
+from perf.cases import Case, Passes
+from perf.check import Checked, check
+from perf.load import Meter
+from perf.peers import Peer, one_line
+from perf.record import Ceiling, Race, Row
+from swat_flex import dispatch
+from swat_flex.cli.measure import peak_bytes
+
+MATMUL, COPY = "matmul", "copy"
+Advance = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a race is run.
+
+    Attributes:
+        rounds: samples behind each median.
+        hopeless: from the second round on, who takes this many times the best leaves, with the samples it has.
+        sizes: edge of the square matrix product and bytes of the copy that are the ceilings.
+    """
+
+    device: torch.device
+    rounds: int
+    hopeless: float = math.inf
+    sizes: tuple[int, int] = (2048, 2**28)
+
+    @classmethod
+    def of(cls, device: torch.device, quick: bool) -> Setting:
+        if device.type == "cpu":
+            return cls(device, 3 if quick else 9, 30.0)
+        return cls(device, 5 if quick else 15, 50.0, (8192, 2**31))
+
+
+@dataclass
+class Entrant:
+    """A contender that passed its check."""
+
+    peer: Peer
+    run: Callable[[], object]
+    checked: Checked
+    peak: int | None
+
+
+def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance) -> Race:
+    """Time every peer that is installed, supports the case and is right."""
+    tensors = case.tensors(setting.device)
+    rows: dict[str, Row] = {}
+    entrants: dict[str, Entrant] = {}
+    for peer in peers:
+        advance(f"{case.name}, {passes}: {peer.name}")
+        found = admit(peer, case, passes, tensors, setting.device)
+        if isinstance(found, Entrant):
+            entrants[peer.name] = found
+        else:
+            rows[peer.name] = found
+    advance(f"{case.name}, {passes}: {setting.rounds} rounds")
+    runs = {name: entrant.run for name, entrant in entrants.items()} | _ceilings(case, setting)
+    meter = Meter()
+    times = time_all(runs, setting, graphs=passes == "forward")
+    others = meter.read()
+    for name, entrant in entrants.items():
+        rows[name] = _timed_row(entrant, case, passes, times, tensors)
+    ceilings = {
+        name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
+        for name, what, amount in _ceiling_work(case, setting)
+        if (timing := times.timings.get(name)) is not None
+    }
+    rows_in_order = tuple(rows[peer.name] for peer in peers)
+    return Race(case, passes, times.clock, _chosen(case, peers, rows, setting), others, ceilings, rows_in_order)
+
+
+def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], device: torch.device) -> Entrant | Row:
+    """A checked contender, or the row that says why it is none. A peer's own exception is its row's reason."""
+    base = _identity(peer, case)
+    reason = peer.available(device) or peer.supports(case, device, passes)
+    if reason is not None:
+        return Row(**base, status="skipped", reason=reason)
+    try:
+        leaves = _leaves(peer, tensors, passes)
+        forward = peer.prepare(case, *leaves)
+        checked = check(peer, case, leaves, forward, passes)
+        if not checked.right:
+            errors = {name: error for name, error in checked.errors.items() if math.isfinite(error)}
+            return Row(**base, status="refused", reason=f"wrong: {checked}", errors=errors, allowed=checked.allowed)
+        run = _training(forward, leaves) if passes == "both" else _inference(forward)
+        return Entrant(peer, run, checked, peak_bytes(run, device))
+    except Exception as error:  # one contender must not end the run of the others
+        return Row(**base, status="failed", reason=one_line(error))
+    finally:
+        gc.collect()
+
+
+def _identity(peer: Peer, case: Case) -> dict[str, Any]:
+    """The fields of a row that are known before anything runs."""
+    return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
+
+
+@dataclass
+class Times:
+    """One race's result: by run, its timing, or why it has none."""
+
+    clock: str
+    timings: dict[str, Timing]
+    failed: dict[str, str]
+
+
+def time_all(runs: Mapping[str, Callable[[], object]], setting: Setting, graphs: bool) -> Times:
+    """Every run in interleaved rounds by one clock, since times of two do not compare.
+
+    On CUDA a forward is timed as a CUDA graph, which leaves the host's launch cost out; where one contender cannot be
+    captured, and for training, all are timed by events around trains of launches.
+    """
+    if setting.device.type == "cuda":
+        if graphs:
+            found = _time(clock_for(setting.device), runs, setting, stop_at_failure=True)
+            if not found.failed:
+                return found
+        return _time(EventClock(setting.device), runs, setting)
+    return _time(clock_for(setting.device), runs, setting)
+
+
+def _time(
+    clock: Clock, runs: Mapping[str, Callable[[], object]], setting: Setting, stop_at_failure: bool = False
+) -> Times:
+    """One clock's race; who raises has no time, and the others go on unless told to stop."""
+    samplers: dict[str, Callable[[], float]] = {}
+    failed: dict[str, str] = {}
+    for name, run in runs.items():
+        try:
+            samplers[name] = clock.sampler(run)
+        except Exception as error:  # one contender must not end the run of the others
+            failed[name] = one_line(error)
+            if stop_at_failure:
+                return Times(clock.name, {}, failed)
+
+    def sample(name: str) -> float | None:
+        try:
+            return samplers[name]()
+        except Exception as error:
+            failed[name] = one_line(error)
+            return None
+
+    samples: dict[str, list[float]] = {}
+    race(list(samplers), sample, samples, rounds=setting.rounds, hopeless=setting.hopeless)
+    return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
+
+
+def _leaves(peer: Peer, tensors: tuple[Tensor, ...], passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
+    """The case's tensors in the peer's order of axes in memory, as leaves of a graph of their own."""
+    laid = [x.transpose(1, 2).contiguous().transpose(1, 2) if peer.tokens_first else x for x in tensors]
+    q, k, v = (x.detach().requires_grad_(passes == "both") for x in laid)
+    return q, k, v
+
+
+def _inference(forward: Callable[[], Tensor]) -> Callable[[], object]:
+    def run() -> object:
+        with torch.no_grad():
+            return forward()
+
+    return run
+
+
+def _training(forward: Callable[[], Tensor], leaves: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
+    noise = torch.Generator(leaves[0].device).manual_seed(2)
+    q = leaves[0]
+    grad = torch.randn(q.shape, generator=noise, device=q.device).to(q.dtype)
+    return lambda: torch.autograd.grad(forward(), leaves, grad)
+
+
+def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
+    """(name, what it is, FLOPs or bytes of one run)."""
+    edge, size = setting.sizes
+    product = (MATMUL, f"torch.matmul {edge:,}³ {case.dtype}", 2.0 * edge**3)
+    return [product, (COPY, f"copy of {size / 2**20:,.0f} MiB, read and written", 2.0 * size)]
+
+
+def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
+    edge, size = setting.sizes
+    a, b = torch.randn(2, edge, edge, device=setting.device).to(case.torch_dtype).unbind()
+    product = torch.empty_like(a)
+    source = torch.ones(size, dtype=torch.uint8, device=setting.device)
+    target = torch.empty_like(source)
+    return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
+
+
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tensors: tuple[Tensor, ...]) -> Row:
+    peer, checked = entrant.peer, entrant.checked
+    base = _identity(peer, case)
+    timing = times.timings.get(peer.name)
+    if timing is None:
+        return Row(**base, status="failed", reason=times.failed.get(peer.name, "left the race"))
+    flops, moved = peer.definition(case).work(case, passes)
+    with torch.set_grad_enabled(passes == "both"):
+        configured = peer.configured(case, *_leaves(peer, tensors, passes))
+    return Row(
+        **base,
+        status="timed",
+        median_ms=timing.median_ms,
+        spread=timing.spread,
+        rounds=timing.rounds,
+        flops=flops,
+        bytes=moved,
+        peak_bytes=entrant.peak,
+        errors=checked.errors,
+        use=checked.use,
+        allowed=checked.allowed,
+        configuration=configured.configuration,
+        source=configured.source,
+    )
+
+
+def _chosen(case: Case, peers: Sequence[Peer], rows: dict[str, Row], setting: Setting) -> str:
+    """The contender whom speed-ups are of: `swat_decode` where it runs, else what `backend="auto"` takes."""
+    names = ["swat_decode"]
+    swat = next((peer for peer in peers if peer.name.startswith("swat ")), None)
+    if swat is not None:
+        names.append(f"swat {dispatch.choose(swat.definition(case).problem(case, setting.device.type)).backend}")
+    return next((name for name in names if name in rows and rows[name].status == "timed"), "")

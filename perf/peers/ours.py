@@ -1,0 +1,84 @@
+"""SWAT by this library: its definition, its backends by name, and its decoding step."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from perf.cases import Case, Definition, Passes
+from perf.peers.peer import Configured, Peer, Run, dense_limit
+from swat_flex import dispatch, explain, flex_swat, naive_swat
+from swat_flex.problem import Backend
+
+
+class Naive(Peer):
+    """The definition, written down as it reads."""
+
+    name = "naive"
+    ours = True
+
+    def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
+        return dense_limit(case, device, 4 if passes == "forward" else 8)
+
+    def definition(self, case: Case) -> Definition:
+        return Definition(case.window)
+
+    def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        return lambda: naive_swat(q, k, v, case.window)
+
+
+class Swat(Peer):
+    """`flex_swat` by one backend."""
+
+    ours = True
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend: Backend = backend
+        self.name = f"swat {backend}"
+
+    def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
+        problem = replace(self.definition(case).problem(case, device.type), needs_grad=passes == "both")
+        return dispatch.why_not(problem, self.backend)
+
+    def definition(self, case: Case) -> Definition:
+        return Definition(case.window)
+
+    def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        return lambda: flex_swat(q, k, v, case.window, backend=self.backend)
+
+    def configured(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Configured:
+        found = explain(q, k, v, case.window, backend=self.backend)
+        return Configured(found.configuration, found.source)
+
+
+class SwatDecode(Peer):
+    """`swat_decode` over a ring that holds the last `window` keys; filling it is no part of a step."""
+
+    name = "swat_decode"
+    ours = True
+    copies = True
+    package = "swat_flex.decode"
+
+    def available(self, device: torch.device) -> str | None:
+        if importlib.util.find_spec("swat_flex.decode") is None:
+            return "this version of swat_flex has no swat_decode"
+        return None
+
+    def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
+        if passes == "both":
+            return "a cache keeps numbers alone: no gradients"
+        return None if case.q_len <= 16 else f"decodes at most 16 new tokens at once, not {case.q_len}"
+
+    def definition(self, case: Case) -> Definition:
+        return Definition(case.window)
+
+    def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        decode = importlib.import_module("swat_flex.decode")
+        cache = decode.RingCache(
+            case.batch, case.kv_heads, case.window, case.head_dim, dtype=q.dtype, device=q.device, queries=case.q_len
+        )
+        cache.append(k, v)
+        return lambda: decode.swat_decode(q, cache)

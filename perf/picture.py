@@ -1,0 +1,245 @@
+"""A record as one picture. Drawing needs matplotlib (extra `plot`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from perf.cases import PASSES as ORDER
+from perf.cases import Passes
+from perf.measure import COPY, MATMUL
+from perf.record import Race, Record
+from perf.report import milliseconds, units_of
+from perf.scaling import Point, lengths, series
+from swat_flex.plot import save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "needs_matplotlib", "save"]
+
+OURS, THEIRS, FAINT = "#0072B2", "#8c8c8c", "0.8"
+COLOURS = {
+    "swat banded": OURS,
+    "swat flex": "#009E73",
+    "swat triton": "#CC79A7",
+    "SDPA causal": "#595959",
+    "FlexAttention softmax": "#D55E00",
+    "local-attention": "#D55E00",
+    "FlashAttention-2 window": "#E69F00",
+}
+PASSES = {"forward": "forward", "both": "forward + backward"}
+
+
+def needs_matplotlib() -> None:
+    """Raise before any work is done, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('--png: needs matplotlib, which is not installed; pip install "swat_flex[plot]"')
+
+
+def draw(record: Record) -> Figure:
+    """Scaling suites: time against length and window, memory against length, roofline. Others: times, roofline."""
+    needs_matplotlib()
+    figure = _scaling(record) if record.suite == "scaling" else _suite(record)
+    device = record.device
+    versions = f"torch {record.versions['torch']}, commit {record.commit}, {record.created[:10]}"
+    figure.suptitle(f"{device.name}, {units_of(record)}; {versions}; suite {record.suite}", fontsize=11)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _scaling(record: Record) -> Figure:
+    figure = _figure(15, 10.5)
+    axes = figure.subplots(2, 2)
+    both: Passes = "both" if any(race.passes == "both" for race in record.races) else "forward"
+    _lines(axes[0, 0], _by_pass(record, "length"), "length (tokens)", "ms")
+    axes[0, 0].set_title("Time against length, window 512; dotted: extrapolated, not measured", loc="left", fontsize=10)
+    _lines(axes[0, 1], _by_pass(record, "window"), "window (keys)", "ms")
+    axes[0, 1].set_title("Time against window", loc="left", fontsize=10)
+    memory = {
+        peer: [Point(p.x, p.peak_bytes / 2**20, None, True) for p in points if p.peak_bytes]
+        for peer, points in series(record, "length", both).items()
+    }
+    _lines(axes[1, 0], {(peer, both): points for peer, points in memory.items() if points}, "length (tokens)", "MiB")
+    title = f"Peak memory beyond the inputs, {PASSES[both]}, window 512"
+    axes[1, 0].set_title(title, loc="left", fontsize=10)
+    _roofline(axes[1, 1], [race for race in record.races if race.case.axis == "window"])
+    return figure
+
+
+def _by_pass(record: Record, axis: str) -> dict[tuple[str, str], list[Point]]:
+    found: dict[tuple[str, str], list[Point]] = {}
+    for passes in ORDER:
+        every = lengths(record, passes) if axis == "length" else series(record, axis, passes)
+        found |= {(peer, passes): points for peer, points in every.items()}
+    return found
+
+
+def _lines(panel: Axes, found: dict[tuple[str, str], list[Point]], across: str, up: str) -> None:
+    """One line per contender and pass; forward dashed, both solid; named at its end."""
+    labels = []
+    for (peer, passes), points in found.items():
+        colour, style = COLOURS.get(peer, THEIRS), "-" if passes == "both" else "--"
+        measured = [p for p in points if p.measured]
+        panel.plot([p.x for p in measured], [p.ms for p in measured], color=colour, linestyle=style, marker="o", ms=4)
+        beyond = [measured[-1], *(p for p in points if not p.measured)]
+        if len(beyond) > 1:
+            panel.plot(
+                [p.x for p in beyond],
+                [p.ms for p in beyond],
+                color=colour,
+                linestyle=":",
+                marker="o",
+                mfc="white",
+                ms=4,
+            )
+        labels.append((beyond[-1].x, beyond[-1].ms, f"{peer}, {PASSES[passes]}", colour))
+    panel.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+    ticks = sorted({p.x for points in found.values() for p in points})
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(ticks, [_short(x) for x in ticks])
+    panel.minorticks_off()
+    panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    _name_at_right(panel, labels)
+
+
+def _short(n: int) -> str:
+    """65,536 as 64k."""
+    if n >= 2**20 and n % 2**20 == 0:
+        return f"{n // 2**20}M"
+    return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n}"
+
+
+def _name_at_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
+    """Names in a column right of the panel, in the order of height, apart from each other, with leaders."""
+    leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6}
+    low, high = (math.log(y) for y in panel.get_ylim())
+    step = 0.052
+    order = sorted(labels, key=lambda label: label[1])
+    heights = [(math.log(y) - low) / (high - low) for _, y, _, _ in order]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + step)
+    over = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    heights = [height - over for height in heights]
+    for i in range(len(heights) - 2, -1, -1):
+        heights[i] = min(heights[i], heights[i + 1] - step)
+    for (x, y, text, colour), height in zip(order, heights, strict=True):
+        panel.annotate(
+            text, (x, y), (1.03, height), xycoords="data", textcoords="axes fraction", fontsize=size, color=colour,
+            va="center", annotation_clip=False, arrowprops={**leader, "color": colour},
+        )  # fmt: skip
+
+
+def _suite(record: Record) -> Figure:
+    """Bars, a row per case and a column per pass; the roofline below."""
+    cases = list(dict.fromkeys(race.case for race in record.races))
+    passes = [p for p in ORDER if any(race.passes == p for race in record.races)]
+    bars = [max((len(r.timed) for r in record.races if r.case == case), default=1) for case in cases]
+    heights = [0.25 * max(n, 2) + 0.75 for n in bars]
+    figure = _figure(14, sum(heights) + 5.2)
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[sum(heights), 4.6])  # annotated as one
+    top, bottom = subfigures
+    axes = top.subplots(len(cases), len(passes), squeeze=False, height_ratios=heights)
+    for i, case in enumerate(cases):
+        for j, p in enumerate(passes):
+            race = next((r for r in record.races if r.case == case and r.passes == p), None)
+            _bars(axes[i, j], race, f"{case.name}, {PASSES[p]}: {case.sizes}")
+    _roofline(bottom.subplots(1, 1), list(record.races))
+    return figure
+
+
+def _bars(panel: Axes, race: Race | None, title: str) -> None:
+    panel.set_title(title, loc="left", fontsize=9)
+    panel.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    panel.set_xticks([])
+    rows = sorted(race.timed, key=lambda row: -row.ms) if race else []
+    if not rows or race is None:
+        panel.set_yticks([])
+        panel.text(0, 0.5, "nobody was timed", transform=panel.transAxes, fontsize=8)
+        return
+    colours = [OURS if row.peer == race.chosen else "#7fb8d8" if row.ours else FAINT for row in rows]
+    # Linear up to 20 times ours: a definition that takes 50 times as long would hide all the others.
+    chosen = race.row(race.chosen)
+    limit = 20 * (chosen.ms if chosen else min(row.ms for row in rows))
+    shown = [min(row.ms, limit) for row in rows]
+    panel.barh([row.peer for row in rows], shown, color=colours, height=0.72)
+    for y, (row, width) in enumerate(zip(rows, shown, strict=True)):
+        cut = " (bar cut)" if row.ms > limit else ""
+        panel.text(width, y, f" {milliseconds(row.ms)} ms ±{row.spread:.0%}{cut}", va="center", fontsize=8)
+    panel.set_xlim(0, max(shown) * 1.28)
+    panel.tick_params(axis="y", length=0, labelsize=8)
+
+
+def _roofline(panel: Axes, races: list[Race]) -> None:
+    """Useful FLOP/s against useful FLOPs per byte, under the ceilings of the same run; ours by name."""
+    races = [race for race in races if race.timed and race.ceilings]
+    panel.set_title("Roofline: measured limits, and what each one reached", loc="left", fontsize=10)
+    if not races:
+        return
+    every = [(row.flops / row.bytes, row.flops / row.ms / 1e6) for race in races for row in race.timed]
+    for race in races:
+        for row in race.timed:
+            x, y = row.flops / row.bytes, row.flops / row.ms / 1e6
+            marker = "o" if race.passes == "forward" else "s"
+            mine = row.peer == race.chosen
+            panel.plot(x, y, marker, color=OURS if mine else FAINT, ms=11 if mine else 5, zorder=3 if mine else 2)
+    named = _ours(races)
+    for number, points in enumerate(named.values(), 1):
+        panel.plot(*zip(*points, strict=True), color=OURS, lw=0.8, alpha=0.6)
+        for x, y in points:
+            panel.text(x, y, f"{number}", color="white", fontsize=7, ha="center", va="center", zorder=4)
+    key = "\n".join(f"{number}  {name}" for number, name in enumerate(named, 1))
+    panel.text(1.02, 0.98, key, transform=panel.transAxes, fontsize=8.5, color=OURS, va="top", linespacing=1.6)
+    # One roof for all: the best that the device did in any race.
+    product = max((race.ceilings[MATMUL] for race in races), key=lambda ceiling: ceiling.per_second)
+    copy = max((race.ceilings[COPY] for race in races), key=lambda ceiling: ceiling.per_second)
+    left, right = min(x for x, _ in every) / 3, max(x for x, _ in every) * 3
+    knee = product.per_second / copy.per_second
+    xs = sorted({left, knee, right} if left < knee else {left, right})
+    panel.plot(xs, [min(product.per_second, x * copy.per_second) / 1e9 for x in xs], color="black", lw=1.2)
+    panel.set(xscale="log", yscale="log", xlabel="useful FLOPs per byte of least traffic", ylabel="useful GFLOP/s")
+    panel.set_xlim(left, right)
+    panel.set_ylim(min(y for _, y in every) / 2, product.per_second / 1e9 * 2.2)
+    roof: dict[str, Any] = {"fontsize": 8, "va": "bottom"}
+    panel.text(
+        right,
+        product.per_second / 1e9 * 1.06,
+        f"{product.what}: {product.per_second / 1e9:,.0f} GFLOP/s",
+        ha="right",
+        **roof,
+    )
+    note = (
+        f"slope: {copy.what}, {copy.per_second / 1e9:,.0f} GB/s\n"
+        "● forward  ■ forward + backward\nblue: ours, joined; grey: others; visible pairs alone counted"
+    )
+    panel.text(0.99, 0.02, note, transform=panel.transAxes, ha="right", fontsize=8, va="bottom")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.xaxis.set_minor_formatter("")
+    panel.yaxis.set_minor_formatter("")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter("{x:,g}")
+
+
+def _name(race: Race) -> str:
+    return f"W {race.case.window:,}" if race.case.axis == "window" else race.case.name
+
+
+def _ours(races: list[Race]) -> dict[str, list[tuple[float, float]]]:
+    """(FLOPs per byte, GFLOP/s) of the contender that speed-ups are of, forward first, by case."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for race in races:
+        row = race.row(race.chosen)
+        if row is not None:
+            found.setdefault(_name(race), []).append((row.flops / row.bytes, row.flops / row.ms / 1e6))
+    return found

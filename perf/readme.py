@@ -1,0 +1,105 @@
+"""The README's measured figures: a block between two comments, made from a committed record and from nothing else."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+from perf.record import Race, Record, load, write
+from perf.report import milliseconds, times, units_of
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"<!-- measured: (?P<file>\S+) -->\n.*?<!-- /measured -->", re.DOTALL)
+
+
+def rewrite(file: Path | None = None, page: Path = README) -> bool:
+    """Make the block anew from `file`, or from the record it names; whether the page changed.
+
+    Raises:
+        ValueError: the page has no block, or the record no timed case.
+        OSError: a file cannot be read or written.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = BLOCK.search(text)
+    if found is None:
+        raise ValueError(f"{page}: expected '<!-- measured: FILE -->' … '<!-- /measured -->', found none")
+    name = found["file"] if file is None else _relative(file, page.parent)
+    new = text[: found.start()] + block(load(page.parent / name), name) + text[found.end() :]
+    if new == text:
+        return False
+    write(page, new)
+    return True
+
+
+def block(record: Record, name: str) -> str:
+    """The markdown between the comments, which name the record and the command that made it."""
+    device, versions = record.device, record.versions
+    lines = [
+        f"<!-- measured: {name} -->",
+        _wrapped(
+            f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
+            f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), "
+            f"torch {versions['torch']}. "
+            f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the "
+            "best) ± the interquartile range over the median; in brackets how many times as long as the bold row, what "
+            "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
+            "float64 definition in the same run."
+        ),
+        "",
+    ]
+    if any(race.others is not None and race.others > 0.15 for race in record.races):
+        lines += ["Other processes used the machine meanwhile: these figures are provisional.", ""]
+    for case in dict.fromkeys(race.case for race in record.races):
+        races = [race for race in record.races if race.case == case]
+        lines += [*_table(races), ""]
+    return "\n".join([*lines, _ceilings(record), "", "<!-- /measured -->"])
+
+
+def _table(races: list[Race]) -> list[str]:
+    case = races[0].case
+    passes = {"forward": "forward", "both": "forward and backward"}
+    titles = [f"{passes[race.passes]}, ms" for race in races]
+    lines = [f"| {case.name}: {case.sizes} | {' | '.join(titles)} |", "|---|" + "---|" * len(races)]
+    peers = dict.fromkeys(row.peer for race in races for row in sorted(race.timed, key=lambda row: row.ms))
+    for peer in peers:
+        bold = "**" if any(race.chosen == peer for race in races) else ""
+        lines.append(f"| {bold}{peer}{bold} | {' | '.join(_cell(race, peer) for race in races)} |")
+    return lines
+
+
+def _cell(race: Race, peer: str) -> str:
+    row = race.row(peer)
+    if row is None:
+        return "–"
+    chosen = race.row(race.chosen)
+    ratio = "" if chosen is None or row is chosen else f" ({times(row.ms / chosen.ms)})"
+    return f"{milliseconds(row.ms)} ± {row.spread:.0%}{ratio}"
+
+
+def _ceilings(record: Record) -> str:
+    """What share of the machine's own limits ours reached, over all cases."""
+    shares = []
+    for race in record.races:
+        row = race.row(race.chosen)
+        if row is not None and "matmul" in race.ceilings:
+            share = row.flops / row.ms * 1e3 / race.ceilings["matmul"].per_second
+            shares.append(f"{race.case.name} {share:.2f} {'forward' if race.passes == 'forward' else 'both'}")
+    product = next(race.ceilings["matmul"].what for race in record.races)
+    text = f"Share of the FLOP/s of `{product}` in the same rounds, visible pairs alone counted: {', '.join(shares)}."
+    return _wrapped(text)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _rounds(record: Record) -> int:
+    return max(row.rounds for race in record.races for row in race.timed)
+
+
+def _relative(file: Path, root: Path) -> str:
+    try:
+        return file.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError as error:
+        raise ValueError(f"file: expected a record inside the repository, got {file}") from error

@@ -1,0 +1,160 @@
+"""A record as tables: for a terminal, and for the README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from perf import communication, scaling
+from perf.measure import COPY, MATMUL
+from perf.record import Race, Record, Row
+
+UNSTEADY = 0.3  # a spread beyond which a ratio of medians says little
+PASSES = {"forward": "forward", "both": "forward and backward"}
+
+
+def show(record: Record, console: Console) -> None:
+    """Print everything a record holds."""
+    console.print(escape(header(record)))
+    for race in record.races:
+        console.print()
+        console.print(table(race))
+        for line in notes(race):
+            console.print(escape(line), style="dim")
+    for step in record.steps:
+        console.print(escape(f"{step['name']}: {step['outcome']}"))
+    if record.suite == "scaling":
+        console.print()
+        console.print(scaling.table(record))
+        console.print()
+        console.print(communication.table())
+        console.print(escape(communication.FORMULA), style="dim")
+    console.print()
+    for warning in warnings(record):
+        console.print(escape(f"WARNING: {warning}"), style="bold red")
+
+
+def header(record: Record) -> str:
+    """What was measured, on what, with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if version)
+    device = record.device
+    units = units_of(record)
+    quick = ", quick" if record.quick else ""
+    return (
+        f"{device.name} ({device.kind} {device.capability}, {units}); {versions}; commit {record.commit}; "
+        f"suite {record.suite}{quick}, {record.created}"
+    )
+
+
+def units_of(record: Record) -> str:
+    """How much of the device ran."""
+    if record.device.kind != "cpu":
+        return f"{record.device.units} multiprocessors"
+    return "1 thread" if record.threads == 1 else f"{record.threads} threads"
+
+
+def table(race: Race) -> Table:
+    """One race: who was timed, then who was not and why."""
+    title = f"{race.case.name}, {PASSES[race.passes]}: {race.case.sizes}\n{race.case.reason}"
+    page = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    page.add_column("")
+    for column in (
+        "ms",
+        "±",
+        "GFLOP/s",
+        "of matmul",
+        "GB/s",
+        "of copy",
+        "peak MiB",
+        "speed-up",
+        "max error",
+        "of budget",
+    ):
+        page.add_column(column, justify="right")
+    chosen = race.row(race.chosen)
+    for row in sorted(race.timed, key=lambda row: row.ms):
+        style = "bold" if row.peer == race.chosen else None
+        page.add_row(escape(row.peer), *_cells(race, row, chosen), style=style)
+    return page
+
+
+def _cells(race: Race, row: Row, chosen: Row | None) -> list[str]:
+    flops, moved = row.flops / row.ms * 1e3, row.bytes / row.ms * 1e3
+    peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.1f}"
+    speed_up = "" if chosen is None or row is chosen else times(row.ms / chosen.ms)
+    error = max(row.errors.values(), default=math.nan)
+    return [
+        milliseconds(row.ms),
+        f"{row.spread:.0%}",
+        f"{flops / 1e9:,.3g}",
+        _share(flops, race, MATMUL),
+        f"{moved / 1e9:,.3g}",
+        _share(moved, race, COPY),
+        peak,
+        speed_up,
+        f"{error:.1e}",
+        f"{row.use:.2f}",
+    ]
+
+
+def _share(amount: float, race: Race, ceiling: str) -> str:
+    return f"{amount / race.ceilings[ceiling].per_second:.2f}" if ceiling in race.ceilings else "-"
+
+
+def milliseconds(ms: float) -> str:
+    """With about three significant digits."""
+    return f"{ms:,.{max(0, 2 - math.floor(math.log10(ms)))}f}"
+
+
+def times(ratio: float) -> str:
+    """`3.1×`, or `0.42×` below one."""
+    return f"{ratio:,.1f}×" if ratio >= 1 else f"{ratio:.2f}×"
+
+
+def notes(race: Race) -> Iterator[str]:
+    """How to read a race's table, and who is missing."""
+    if race.ceilings:
+        product, copy = race.ceilings[MATMUL], race.ceilings[COPY]
+        yield (
+            f"Ceilings, same rounds: {product.what} {product.per_second / 1e9:,.0f} GFLOP/s ± {product.spread:.0%}; "
+            f"{copy.what} {copy.per_second / 1e9:,.0f} GB/s ± {copy.spread:.0%}. Clock: {race.clock}."
+        )
+    for row in race.timed:
+        if row.configuration:
+            yield f"{row.peer}: {row.configuration} ({row.source})"
+    for row in race.rows:
+        if row.status == "timed" and row.definition != race.rows[0].definition:
+            yield f"{row.peer} computes: {row.definition}"
+    for row in race.rows:
+        if row.status != "timed":
+            yield f"{row.peer} {row.status}: {row.reason}"
+
+
+LEGEND = (
+    "Medians of interleaved rounds (two for the hopelessly slow), ± the interquartile range over the median. FLOP/s "
+    "and GB/s count the visible pairs and the least traffic of what each contender computes; speed-up is that of the "
+    "bold row over this one. Peak is the memory beyond the inputs (the allocator's count on CUDA; on a Linux CPU the "
+    "rise of the resident set). Max error is the largest of output and gradients against the contender's own "
+    "definition in float64, on sampled rows."
+)
+
+
+def warnings(record: Record) -> Iterator[str]:
+    """Why these times may say little."""
+    others = [race.others for race in record.races if race.others is not None]
+    if record.busy_ok and others and max(others) > 0.15:
+        yield f"other processes used up to {max(others):.2f} of the CPU's cores during the races"
+    elif others and max(others) > 0.15:
+        yield f"other processes began to use the CPU, up to {max(others):.2f} cores"
+    spread = max((row.spread or 0.0 for race in record.races for row in race.timed), default=0.0)
+    if spread > UNSTEADY:
+        yield f"a spread of {spread:.0%}: something else disturbs this machine"
+    for race in record.races:
+        for row in race.rows:
+            if row.status == "refused" or (row.status == "failed" and row.ours):
+                yield f"{race.case.name}, {race.passes}: {row.peer} {row.status}: {row.reason}"

@@ -1,0 +1,193 @@
+"""`search`: draw cases, hold each backend against the definition, stop at the first that fails, shrunk. Extra `fuzz`.
+
+Cases follow from the seed: each backend has a stream of rounds, each round a seed of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swat_flex.problem import Backend
+from swat_flex.testing.case import SwatCase
+from swat_flex.testing.check import Verdict, check
+
+ROUND = 20  # cases of one seed
+FIRST = 60  # cases that each backend gets before time is shared
+SHRINKS = 400  # attempts to make a failing case smaller
+FAMILY_SECONDS = 60.0  # between two compilations of `flex`
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case that a backend gets wrong, and what was said about it."""
+
+    case: SwatCase
+    backend: Backend
+    device: str
+    text: str
+
+    def reproducer(self) -> str:
+        """Three lines of Python that fail the same way."""
+        return (
+            "from swat_flex.testing.case import SwatCase\n"
+            "from swat_flex.testing.check import check\n"
+            f"check({self.case!r}, {self.backend!r}, {self.device!r})"
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the file that `load` reads; whole or not at all."""
+        record: dict[str, Any] = {
+            "case": self.case.to_json(),
+            "backend": self.backend,
+            "device": self.device,
+            "failure": self.text,
+        }
+        record |= {"reproducer": self.reproducer().splitlines(), "torch": torch.__version__}
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(json.dumps(record, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+    @classmethod
+    def load(cls, path: Path) -> Failure:
+        """What `save` wrote; ValueError if it is something else."""
+        try:
+            record = json.loads(path.read_text())
+            case = SwatCase.from_json(record["case"])
+            return cls(case, record["backend"], record["device"], record["failure"])
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected a file that `swat-flex fuzz` wrote, got {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to search; `worker` tells apart processes that share a plan."""
+
+    backends: tuple[Backend, ...]
+    device: str = "cpu"
+    dtypes: tuple[str, ...] | None = None
+    seed: int = 0
+    worker: int = 0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One backend's share of the search."""
+
+    backend: Backend
+    rounds: int = 0
+    cases: int = 0
+    seconds: float = 0.0
+    compiled: float = 0.0  # when the family of programs was compiled
+    family: int = field(default=0)
+
+
+Record = Callable[[Backend, SwatCase, Verdict], None]
+
+
+def warm_up(plan: Plan) -> Iterator[tuple[Backend, float]]:
+    """Run each backend once, so that no time of the search goes into imports and compilations; seconds of each."""
+    for backend in plan.backends:
+        begin = time.monotonic()
+        _round(plan, _Stream(backend, family=plan.worker + plan.seed), 1, lambda *_: None, lambda: False)
+        yield backend, time.monotonic() - begin
+
+
+def search(plan: Plan, record: Record, over: Callable[[], bool]) -> Failure | None:
+    """Draw cases until `over()`; the first failure, shrunk, or None. `record` hears of every case that passed."""
+    streams = [_Stream(b, family=plan.worker + plan.seed, compiled=time.monotonic()) for b in plan.backends]
+    while not over():
+        hungry = [stream for stream in streams if stream.cases < FIRST]
+        stream = min(hungry, key=lambda s: s.cases) if hungry else min(streams, key=lambda s: s.seconds)
+        begin = time.monotonic()
+        if begin - stream.compiled > FAMILY_SECONDS:
+            stream.family, stream.compiled = stream.family + 1, begin
+        stream.rounds += 1
+        if failure := _round(plan, stream, ROUND, record, over):
+            return failure
+        stream.cases += ROUND
+        stream.seconds += time.monotonic() - begin
+    return None
+
+
+def _round(plan: Plan, stream: _Stream, cases: int, record: Record, over: Callable[[], bool]) -> Failure | None:
+    """One run of hypothesis: its first failure, shrunk."""
+    import hypothesis
+
+    from swat_flex.testing.strategies import cases_for
+
+    backend = stream.backend
+    found: Failure | None = None
+    attempts = 0
+
+    def attempt(case: SwatCase) -> None:
+        nonlocal found, attempts
+        if found is None and over():
+            return
+        attempts += found is not None
+        if found is not None and attempts > SHRINKS and case != found.case:
+            return  # the smallest so far must go on failing, or hypothesis calls it flaky
+        try:
+            verdict = check(case, backend, plan.device)
+        except Exception as error:
+            found = Failure(case, backend, plan.device, _words(error))
+            raise
+        if found is None:
+            record(backend, case, verdict)
+
+    seed = zlib.crc32(f"{plan.seed} {plan.worker} {backend} {stream.rounds}".encode())
+    strategy = cases_for(backend, plan.device, plan.dtypes, stream.family)
+    settings = hypothesis.settings(
+        max_examples=cases, deadline=None, database=None, report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of infinities, in Triton's interpreter
+        try:
+            hypothesis.seed(seed)(settings(hypothesis.given(case=strategy)(attempt)))()
+        except Exception:
+            if found is None:
+                raise
+    return found
+
+
+def replay(failure: Failure) -> Failure | None:
+    """Run the case again: how it fails now, or None if it passes."""
+    try:
+        check(failure.case, failure.backend, failure.device)
+    except Exception as error:
+        return Failure(failure.case, failure.backend, failure.device, _words(error))
+    return None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, AssertionError):
+        return str(error)
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def available(device: str) -> dict[Backend, str | None]:
+    """Each backend, and why it does not run on the device here, or None."""
+    names: tuple[Backend, ...] = ("banded", "flex", "triton")
+    return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}

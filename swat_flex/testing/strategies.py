@@ -1,0 +1,156 @@
+"""Hypothesis strategies of valid calls: sizes and a seed, never elements. Needs the extra `fuzz`.
+
+Sizes favour what breaks kernels: 1, and a tile's edge from both sides. Everything shrinks towards one token, one head,
+float32, no options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from swat_flex.problem import Backend, WindowLike
+from swat_flex.testing.case import BIASES, DOCUMENTS, LAYOUTS, SLOPES, SwatCase, largest_exponent
+
+TILES = (16, 32, 64, 96, 128)
+EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
+DIMS = (8, 1, 16, 3, 5, 24, 32, 40, 64, 65, 80, 128, 256)
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+PAIRS = 2**17  # batch × heads × queries × keys of the dense reference
+
+
+def lengths(longest: int) -> st.SearchStrategy[int]:
+    """Tokens: a tile's edge, or any number."""
+    edges = [n for n in EDGES if n <= longest]
+    return st.one_of(st.sampled_from(edges), st.integers(1, longest))
+
+
+def windows(length: int) -> st.SearchStrategy[WindowLike]:
+    """All three forms; sides around tiles' edges and around the length."""
+    near = [n for n in (length - 1, length, length + 1, length + 5) if n >= 1]
+    keys = st.sampled_from([*(n for n in EDGES if n <= length + 1), *near])
+    side = st.one_of(st.just(0), keys, st.none())
+    return st.one_of(keys, st.none(), st.tuples(side, side))
+
+
+@st.composite
+def swat_cases(
+    draw: st.DrawFn,
+    /,
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
+    activations: Sequence[str] = ("sigmoid",),
+    longest: int = 200,
+    pairs: int = PAIRS,
+    least: int = 1,
+    dims: Sequence[int] = DIMS,
+    documents: Sequence[str] = DOCUMENTS,
+    slopes: Sequence[str] = SLOPES,
+    biases: Sequence[str] = BIASES,
+    **fixed: Any,
+) -> SwatCase:
+    """A call of `flex_swat` over every argument, small enough for the dense reference.
+
+    Args:
+        dtypes, activations, dims, documents, slopes, biases: what may be drawn.
+        longest: most keys.
+        pairs: most elements of batch × query heads × queries × keys.
+        least: what a head counts at least of these pairs.
+        fixed: fields of `SwatCase` that are not drawn.
+    """
+
+    def pick(name: str, strategy: st.SearchStrategy[Any]) -> Any:
+        return fixed[name] if name in fixed else draw(strategy, label=name)
+
+    length = pick("length", lengths(longest))
+    fewer = pick("fewer", st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1)))
+    room = max(1, pairs // max(least, length * (length - fewer)))
+    kv_heads = pick("kv_heads", st.integers(1, min(4, room)))
+    group = pick("group", st.sampled_from([n for n in (1, 2, 3, 8) if n * kv_heads <= room] or [1]))
+    batch = pick("batch", st.integers(1, max(1, min(3, room // (kv_heads * group)))))
+    head_dim = pick("head_dim", st.sampled_from(dims))
+    dtype = pick("dtype", st.sampled_from(dtypes))
+    steepness = st.sampled_from((0.05, 0.5, 8.0))
+    qk_exponent = pick("qk_exponent", st.sampled_from((0, -2, 1, 3)))
+    v_exponent, grad_exponent = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
+    return SwatCase(
+        length=length,
+        window=pick("window", windows(length)),
+        fewer=fewer,
+        batch=batch,
+        kv_heads=kv_heads,
+        group=group,
+        head_dim=head_dim,
+        value_dim=pick("value_dim", st.one_of(st.just(head_dim), st.sampled_from(dims))),
+        dtype=dtype,
+        layouts=pick("layouts", st.tuples(*[st.sampled_from(LAYOUTS)] * 4)),
+        documents=pick("documents", st.sampled_from(documents)),
+        slopes=pick("slopes", st.sampled_from(slopes)),
+        steepness=pick("steepness", steepness),
+        scale=pick("scale", st.sampled_from((None, 1.1, 0.07, -0.6))),
+        logit_bias=pick("logit_bias", st.sampled_from(biases)),
+        bias=pick("bias", st.sampled_from((-1.1, 2.3, -6.1, -12.0))),
+        activation=pick("activation", st.sampled_from(activations)),
+        qk_exponent=qk_exponent,
+        v_exponent=fixed.get("v_exponent", v_exponent),
+        grad_exponent=fixed.get("grad_exponent", grad_exponent),
+        seed=pick("seed", st.integers(0, 2**31)),
+    )
+
+
+def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Exponents of v and of the gradient: ordinary, small, or one at overflow's edge and the other as far below."""
+    edge = largest_exponent(dtype, length)
+    return st.sampled_from([(0, 0), (-4, 0), (3, -3), (edge, -edge), (-edge, edge)])
+
+
+def cases_for(
+    backend: Backend, device: str = "cpu", dtypes: Sequence[str] | None = None, family: int | None = None
+) -> st.SearchStrategy[SwatCase]:
+    """Cases that a backend takes on a device, of a size that it runs quickly.
+
+    Args:
+        dtypes: only these, where the backend has them; ValueError if it has none.
+        family: `flex` compiles; the cases of one number share one program.
+    """
+    supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
+    chosen = [dtype for dtype in supported if dtypes is None or dtype in dtypes]
+    if not chosen:
+        raise ValueError(f"dtypes: expected some of {', '.join(supported)} for {backend} on {device}, got {dtypes}")
+    if backend == "flex":
+        return swat_cases(dtypes=chosen, longest=128, **FAMILIES[(family or 0) % len(FAMILIES)])
+    if backend == "triton" and device == "cpu":  # the interpreter runs some fifty small programs in a second
+        return swat_cases(dtypes=chosen, longest=80, pairs=2**11, least=2**9, dims=(8, 1, 16, 40, 64))
+    return swat_cases(dtypes=chosen, activations=("sigmoid",) if backend == "triton" else ("sigmoid", "softmax"))
+
+
+# What one program of FlexAttention is compiled for.
+FAMILIES: tuple[dict[str, Any], ...] = (
+    {
+        **{"batch": 1, "kv_heads": 2, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None},
+        **{"documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
+    },
+    {
+        **{"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None},
+        **{
+            "documents": ("packed", "padded", "one row"),
+            "slopes": ("balanced", "alibi", "tensor"),
+            "biases": ("none",),
+        },
+    },
+    {
+        **{"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07},
+        **{"documents": ("none",), "slopes": ("none",), "biases": ("none",)},
+    },
+    {
+        **{"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6},
+        **{"documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor")},
+        "activations": ("softmax",),
+    },
+)
+
+
+def _lacks(backend: Backend, device: str, dtype: str) -> bool:
+    return SwatCase(1, 1, dtype=dtype).refusal(backend, device, gradients=False) is not None

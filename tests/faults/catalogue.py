@@ -1,0 +1,138 @@
+"""The faults that the tests must find: what goes wrong when attention is written by hand."""
+
+from planting import Fault
+
+_OP, _TILES = "backends.banded.op", "backends.banded.tiles"
+BANDED = [
+    Fault("banded", "mask off by one", _TILES, "self.left_edge] <= left)", "self.left_edge] < left)"),
+    Fault("banded", "sign of the slope", _TILES, "else slopes.to(", "else -slopes.to("),
+    Fault("banded", "missing scale", _TILES, "alpha=self.scale)", "alpha=1.0)"),
+    Fault("banded", "wrong key head", _TILES, "x[group[0], group[1], keys].f", "x[group[0], group[1], keys].flip(1).f"),
+    Fault("banded", "dropped left edge", _TILES, "bitwise_and_(self.in_left[:n_rows, first:end])", "zero_()"),
+    Fault(
+        "banded",
+        "skipped last tile",
+        _TILES,
+        "in range(first, last, self.block)]",
+        "in range(first, last - 1, self.block)]",
+    ),
+    Fault("banded", "tanh of 11 bits", _TILES, "x.sigmoid_()", "x.copy_(((x / 2).tanh() * 2048).round() / 4096 + 0.5)"),
+    Fault(
+        "banded",
+        "missing gradient term",
+        _TILES,
+        "torch.ops.aten.sigmoid_backward.grad_input(x, weights, grad_input=x)",
+        "x.mul_(weights)",
+    ),
+    Fault(
+        "banded",
+        "dq of the wrong row",
+        _OP,
+        "dq[group[0], band.q_heads(group), rows]\n                    to.copy_(total.view(to.shape))",
+        "dq[group[0], band.q_heads(group), rows]\n                    to.copy_(total.view(to.shape).roll(1, 2))",
+    ),
+    Fault(
+        "banded", "slopes' gradient without distance", _TILES, "(x * self.distances(rows, keys)).sum", "(x * 1.0).sum"
+    ),
+    Fault("banded", "dk of one query head", _TILES, ".sum(1)\n        to.add_", "[:, 0]\n        to.add_"),
+]
+
+_TRITON = "backends.triton."
+TRITON = [
+    Fault("triton", "mask off by one", _TRITON + "forward", "j[None, :] >= (first", "j[None, :] > (first"),
+    Fault(
+        "triton",
+        "sign of the slope",
+        _TRITON + "tiles",
+        "tl.load(slopes + i_h) * BASE",
+        "tl.load(slopes + i_h) * -BASE",
+    ),
+    Fault("triton", "missing scale", _TRITON + "tiles", "factor = scale * BASE", "factor = 0.0 * scale + BASE"),
+    Fault(
+        "triton",
+        "wrong key head",
+        _TRITON + "forward",
+        "i_b.to(tl.int64), i_h // group",
+        "i_b.to(tl.int64), i_h % (q_heads // group)",
+    ),
+    Fault(
+        "triton",
+        "dropped left edge",
+        _TRITON + "forward",
+        "start = tl.maximum(first - left, 0) // BN * BN",
+        "start = tl.cdiv(tl.maximum(first - left, 0), BN) * BN",
+    ),
+    Fault(
+        "triton",
+        "skipped last tile",
+        _TRITON + "forward",
+        "stop = tl.minimum(first + BM + right, kv_len)",
+        "stop = tl.minimum(first + BM + right, kv_len) // BN * BN",
+    ),
+    Fault(
+        "triton",
+        "tanh of 11 bits",
+        _TRITON + "sigmoid",
+        "return 1.0 / (ONE + tl.exp2(y))",
+        "return tl.floor(4096.0 * ONE / (ONE + tl.exp2(y))) / (4096.0 * ONE)",
+    ),
+    Fault("triton", "missing gradient term", _TRITON + "backward", "* (w - w * w)", "* w"),
+    Fault(
+        "triton",
+        "dq of the wrong row",
+        _TRITON + "backward",
+        "store_rows(p_dq, acc * (scale / up), row,",
+        "store_rows(p_dq, acc * (scale / up), row + 1,",
+    ),
+    Fault(
+        "triton",
+        "key gradients skip a tile",
+        _TRITON + "backward",
+        "stop = tl.minimum(n + BN + left - offset, q_len)",
+        "stop = tl.minimum(n + BN + left - offset, q_len) // BM * BM",
+    ),
+]
+
+FLEX = [
+    Fault("flex", "mask off by one", "modifiers", "visible & (distance <= left)", "visible & (distance < left)"),
+    Fault("flex", "sign of the slope", "modifiers", "score + _of_head(slopes", "score - _of_head(slopes"),
+    Fault(
+        "flex",
+        "missing scale",
+        "backends.flex.programs",
+        "score_mod, block_mask, scale,",
+        "score_mod, block_mask, 1.0,",
+    ),
+    Fault("flex", "slope of the wrong head", "modifiers", "return x[h] if", "return x[0] if"),
+    Fault("flex", "wrong key head", "backends.flex.op", "with_extra_key(k.float()", "with_extra_key(k.float().flip(1)"),
+    Fault(
+        "flex",
+        "dropped left edge",
+        "backends.flex.blocks",
+        "- self.left) // self.tile +",
+        "- self.left) // self.tile + 1 +",
+    ),
+    Fault(
+        "flex",
+        "skipped last tile",
+        "backends.flex.blocks",
+        "number = visited.sum(-1, dtype=torch.int32)[:, None]",
+        "number = (visited.sum(-1, dtype=torch.int32)[:, None] - 1).clamp(min=0)",
+    ),
+    Fault(
+        "flex",
+        "tanh of 11 bits",
+        "modifiers",
+        "    return F.logsigmoid(x)\n\n\ndef biased_score",
+        "    return (((x / 2).tanh() * 2048).round() / 4096 + 0.5 + 1e-9).log()\n\n\ndef biased_score",
+    ),
+    Fault(
+        "flex",
+        "missing gradient term",
+        "modifiers",
+        "return grad * cast(Tensor, _sigmoid_of_negative(x))",
+        "return grad",
+    ),
+]
+
+FAULTS = [*BANDED, *TRITON, *FLEX]

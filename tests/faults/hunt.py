@@ -1,0 +1,94 @@
+"""Plant each fault and see which laws find it: `python hunt.py [SECONDS]`, one JSON object a line.
+
+With SECONDS the search of `swat-flex fuzz` looks for it that long instead. Runs with TRITON_INTERPRET=1 and with
+tests/properties among the modules' paths.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+
+import laws
+import torch
+from catalogue import FAULTS
+from planting import Fault, planted
+
+from swat_flex.testing.case import SwatCase
+from swat_flex.testing.fuzz import Plan, search
+
+BIASED = {"slopes": "tensor", "steepness": 0.5, "logit_bias": "tensor"}
+CASES = {
+    "banded": [
+        SwatCase(65, 8, kv_heads=2, group=2, **BIASED),
+        SwatCase(70, 20, fewer=5, batch=2, kv_heads=4, dtype="bfloat16", **BIASED),
+        SwatCase(40, 3, kv_heads=2, head_dim=3, logit_bias="number", bias=-12.0),
+    ],
+    "triton": [
+        SwatCase(40, 33, kv_heads=2, group=2, **BIASED),
+        SwatCase(40, 3, kv_heads=1, head_dim=3, logit_bias="number", bias=-12.0),
+        SwatCase(80, 40, kv_heads=1, head_dim=16),
+    ],
+    "flex": [
+        SwatCase(300, 140, kv_heads=2, **BIASED),
+        SwatCase(40, 3, kv_heads=2, logit_bias="number", bias=-12.0),
+    ],
+}
+
+
+def fast_log_sigmoid(case: SwatCase, backend: str) -> None:
+    """The derivative that flex brings along for CUDA is that of its function."""
+    from swat_flex import modifiers
+
+    x = torch.linspace(-9, 9, 20, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(modifiers._FastLogSigmoid.apply, x, raise_exception=False)
+
+
+def finders(fault: Fault) -> list[str]:
+    """The laws that the fault breaks; of the slow backends the first."""
+    found = []
+    for law in (*laws.LAWS, fast_log_sigmoid) if fault.backend == "flex" else laws.LAWS:
+        for case in CASES[fault.backend]:
+            if found and fault.backend != "banded":
+                return found
+            try:
+                law(case, fault.backend)
+            except AssertionError:
+                found.append(law.__name__)
+                break
+    return found
+
+
+def seconds_of_fuzzing(fault: Fault, limit: float) -> float | None:
+    """Until the search finds the fault, shrinking apart; None if it does not."""
+    plan = Plan((fault.backend,))
+    begin = time.monotonic()
+    last = begin
+
+    def record(*_: object) -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    failure = search(plan, record, lambda: time.monotonic() - begin > limit)
+    return None if failure is None else round(last - begin, 1)
+
+
+def main() -> None:
+    limit = float(sys.argv[1]) if len(sys.argv) > 1 else None
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for backend, cases in CASES.items():  # without a fault nothing is found
+        for case in cases:
+            laws.agreement(case, backend)
+    for fault in FAULTS:
+        begin = time.monotonic()
+        with planted(fault):
+            found = finders(fault) if limit is None else seconds_of_fuzzing(fault, limit)
+        record = {"fault": str(fault), "found": found, "seconds": round(time.monotonic() - begin, 2)}
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

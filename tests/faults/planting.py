@@ -1,0 +1,120 @@
+"""Plant a fault: load a backend again with a line of its source replaced, and let `flex_swat` use it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+import swat_flex.backends.operator
+from swat_flex import dispatch
+
+# Modules that took names from a module when they were imported, in the order in which they must be loaded again.
+DEPENDENTS = {
+    "backends.banded.tiles": ["backends.banded.op"],
+    "backends.triton.sigmoid": ["backends.triton." + name for name in ("tiles", "forward", "backward", "op")],
+    "backends.triton.tiles": ["backends.triton." + name for name in ("forward", "backward", "op")],
+    "backends.triton.forward": ["backends.triton.op"],
+    "backends.triton.backward": ["backends.triton.op"],
+    "modifiers": ["backends.flex.programs", "backends.flex.op"],
+    "backends.flex.programs": ["backends.flex.op"],
+    "backends.flex.blocks": ["backends.flex.op"],
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` in the source of `swat_flex.<module>` becomes `new`."""
+
+    backend: str
+    name: str
+    module: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.name}"
+
+
+@contextlib.contextmanager
+def planted(fault: Fault) -> Iterator[None]:
+    """`flex_swat` with the fault in its backend, in this process, until the block ends."""
+    names = [fault.module, *DEPENDENTS.get(fault.module, [])]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
+        sources = {name: Path(importlib.import_module(f"swat_flex.{name}").__file__).read_text() for name in names}
+        places = sources[fault.module].count(fault.old)
+        assert places == 1, f"{fault}: {places} places hold {fault.old!r}"
+        sources[fault.module] = sources[fault.module].replace(fault.old, fault.new)
+        with contextlib.ExitStack() as loading:
+            _replace(loading, swat_flex.backends.operator, "define", _define)
+            _replace(loading, torch.library, "custom_op", _custom_op)
+            for name, source in sources.items():
+                path = Path(folder) / f"{name}.py"
+                path.write_text(source)
+                _load(undo, f"swat_flex.{name}", path)
+        op = sys.modules[f"swat_flex.backends.{fault.backend}.op"]
+        if fault.backend == "flex" and fault.module != "backends.flex.blocks":
+            # FlexAttention as it reads, tiles apart: seconds less than compiling it for each fault.
+            programs = importlib.import_module("swat_flex.backends.flex.programs")
+            _replace(undo, programs, "compiled", lambda *key: programs.attend)
+        backend = SimpleNamespace(
+            swat=op.swat, supports=op.supports, configuration=op.configuration, tunables=op.tunables
+        )
+        undo.callback(dispatch.BACKENDS.__setitem__, fault.backend, dispatch.BACKENDS[fault.backend])
+        dispatch.BACKENDS[fault.backend] = backend
+        yield
+
+
+def _load(undo: contextlib.ExitStack, full: str, path: Path) -> None:
+    """The module `full` from another file, in place of its own."""
+    parent, _, last = full.rpartition(".")
+    undo.callback(sys.modules.__setitem__, full, sys.modules[full])
+    _replace(undo, sys.modules[parent], last, None)
+    spec = importlib.util.spec_from_file_location(full, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[full] = module
+    setattr(sys.modules[parent], last, module)
+    spec.loader.exec_module(module)
+
+
+def _replace(undo: contextlib.ExitStack, owner: ModuleType, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _define(name: str, forward: Any, backward: Any) -> Any:
+    """What `backends.operator.define` does, without an operator that torch would know by name."""
+
+    class Operator(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.save_for_backward(*inputs[:6])
+            ctx.rest = inputs[6:]
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, grad):
+            per_head = any(ctx.needs_input_grad[3:5])
+            *gradients, both = backward(grad, *ctx.saved_tensors, *ctx.rest, per_head)
+            gradients += both.unbind()
+            needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))
+            return *needed, *[None] * 4
+
+    return Operator.apply
+
+
+def _custom_op(name: str, **_: Any) -> Any:
+    def keep(function):
+        function.register_fake = lambda fake: fake
+        return function
+
+    return keep

@@ -1,0 +1,57 @@
+"""A search is worth what it finds: each planted fault must be found, by the laws and by `swat-flex fuzz`."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+from catalogue import FAULTS
+from conftest import FOUND
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+EACH = [pytest.param(str(f), marks=needs_triton) if f.backend == "triton" else str(f) for f in FAULTS]
+SECONDS = 20  # of fuzzing, in which each fault must be found
+
+
+def hunt(*arguments):
+    """What hunt.py found, by fault. A process of its own: Triton decides at import whether it interprets."""
+    here = Path(__file__).parent
+    paths = [str(here.parent / "properties"), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, str(here / "hunt.py"), *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    return {record["fault"]: record["found"] for record in records}
+
+
+@pytest.fixture(scope="module")
+def found_by_laws():
+    return hunt()
+
+
+@pytest.fixture(scope="module")
+def found_by_fuzzing():
+    return hunt(str(SECONDS))
+
+
+@pytest.mark.parametrize("fault", EACH)
+def test_a_law_finds_it(found_by_laws, fault):
+    FOUND[fault] = ", ".join(found_by_laws[fault])
+    assert found_by_laws[fault]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", EACH)
+def test_fuzzing_finds_it(found_by_fuzzing, fault):
+    if fault.endswith("missing gradient term") and fault.startswith("flex"):
+        pytest.skip("flex has no backward on a CPU")
+    seconds = found_by_fuzzing[fault]
+    FOUND[fault] = f"{FOUND.get(fault, '')}; fuzzing, after {seconds} s"
+    assert seconds is not None
