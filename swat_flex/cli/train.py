@@ -43,6 +43,9 @@ def train(
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; by itself on a GPU.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    context_parallel: Annotated[
+        int, typer.Option(help="Processes of torchrun that share the tokens of a row, for rows too long for one.")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
 ) -> None:
     """Train a language model of bytes; Ctrl-C saves and stops, --resume goes on. Runs under torchrun too."""
@@ -60,7 +63,7 @@ def train(
         saved = _saved(out, resume)
         model, training = _configs(saved, size, place, given)
         corpus = _corpus(saved, folder, pattern)
-        _run(model, training, corpus, out, place, compiled, saved)
+        _run(model, training, corpus, out, place, compiled, saved, context_parallel)
     except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -104,8 +107,9 @@ def _run(
     place: torch.device,
     compiled: bool | None,
     saved: dict[str, Any] | None,
+    context: int,
 ) -> None:
-    ranks = parallel.start(place)
+    ranks = parallel.start(place, context)
     try:
         compiled = ranks.device.type == "cuda" if compiled is None else compiled
         trainer = Trainer(model, training, corpus, out, ranks=ranks, compiled=compiled)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from swat_flex.api import flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
 from swat_flex.nn.config import SwatConfig
 from swat_flex.positions import apply_rope, document_ids_from_attention_mask
+
+if TYPE_CHECKING:
+    from swat_flex.distributed import Shard
 
 
 class OtherCache(Protocol):
@@ -80,6 +84,7 @@ class SwatAttention(nn.Module):
         cache: RingCache | OtherCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """Attend within x, or with a cache within x and what came before, and append x to the cache.
 
@@ -91,6 +96,7 @@ class SwatAttention(nn.Module):
             positions: int `[L]` or `[B, L]` for rope, which tells only differences: they may go on through packed
                 documents. None counts from 0, or from the cache's length.
             mask: bool `[B, L]`, False for padding: it sees nothing and is seen by nothing.
+            shard: where x is one rank's part of longer sequences; positions are then needed. Not with a cache.
 
         Returns:
             `[B, L, hidden_size]`.
@@ -108,7 +114,9 @@ class SwatAttention(nn.Module):
             if positions is None and cache is not None:
                 positions = cache.positions(length, mask)
             q, k = (apply_rope(y, positions, base=self.config.rope_base) for y in (q, k))
-        out = self._attend(q, k, v, document_ids, mask) if cache is None else self._continue(q, k, v, cache, mask)
+        out = (
+            self._attend(q, k, v, document_ids, mask, shard) if cache is None else self._continue(q, k, v, cache, mask)
+        )
         attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
         return attended
 
@@ -123,12 +131,20 @@ class SwatAttention(nn.Module):
             return slopes, self.config.bias_of(self.window)
         return slopes, self.logit_bias.to(dtype)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, mask: Tensor | None, shard: Shard | None
+    ) -> Tensor:
         if mask is not None:
             shown = document_ids_from_attention_mask(mask)
             document_ids = shown if document_ids is None else torch.where(mask, document_ids, -1)
         slopes, logit_bias = self._bias(q)
-        return flex_swat(
+        if shard is None:
+            attend = flex_swat
+        else:
+            from swat_flex.distributed import context_parallel_swat  # seconds of import that one process does not need
+
+            attend = functools.partial(context_parallel_swat, mesh=shard.mesh, lengths=shard.lengths)
+        return attend(
             q, k, v, self.window, slopes=slopes, logit_bias=logit_bias, document_ids=document_ids,
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,12 @@ from swat_flex.decode import RingCache
 from swat_flex.nn import sampling
 from swat_flex.nn.attention import OtherCache, SwatAttention
 from swat_flex.nn.config import SwatConfig
-from swat_flex.nn.loss import chunked_cross_entropy
+from swat_flex.nn.loss import IGNORED, chunked_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from swat_flex.distributed import Shard
 
 
 class SwiGLU(nn.Module):
@@ -57,9 +63,10 @@ class SwatBlock(nn.Module):
         cache: RingCache | OtherCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """`[B, L, hidden_size]` to the same; arguments as `SwatAttention.forward`."""
-        x = x + self.attention(self.attention_norm(x), document_ids, cache, positions, mask)
+        x = x + self.attention(self.attention_norm(x), document_ids, cache, positions, mask, shard)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
@@ -81,12 +88,17 @@ class SwatTransformer(nn.Module):
         config: as given.
         gradient_checkpointing: keep each block's input alone and run the block again in the backward pass; False at
             first.
+        context: a one-dimensional DeviceMesh whose ranks hold contiguous shards of each row, in its order; None at
+            first. Parameters stay as they are: FSDP or DDP over the same ranks averages their gradients.
     """
+
+    context: DeviceMesh | None
 
     def __init__(self, config: SwatConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.context = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(SwatBlock(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
@@ -134,6 +146,10 @@ class SwatTransformer(nn.Module):
             targets: int64 `[B, L]`, the token that follows each; −100 does not count.
             logits_to_keep: of the last tokens alone; None is all.
 
+        With `context` set and no cache, L counts this rank's tokens, document_ids are the whole row's part, and
+        positions None counts from the row's first token. The loss is this rank's share: the mean of it over the
+        context's ranks is the mean over all tokens. With a cache each rank is on its own.
+
         Returns:
             `[B, L, vocab_size]` in the head's dtype, or the mean cross-entropy in nats (`chunked_cross_entropy`).
 
@@ -144,7 +160,12 @@ class SwatTransformer(nn.Module):
             raise ValueError(f"tokens: expected int [B, L], got {tokens.dtype} of shape {list(tokens.shape)}")
         x = self.features(self.embedding(tokens), document_ids, cache, positions, mask)
         if targets is not None:
-            return chunked_cross_entropy(x, self.head.weight, targets)
+            if self.context is None or cache is not None:
+                return chunked_cross_entropy(x, self.head.weight, targets)
+            counted = (targets != IGNORED).sum()
+            torch.distributed.all_reduce(counted, group=self.context.get_group())
+            part = chunked_cross_entropy(x, self.head.weight, targets, reduction="sum")
+            return part / counted * self.context.size()
         if logits_to_keep is not None:
             x = x[:, x.shape[1] - logits_to_keep :]
         logits: Tensor = self.head(x)
@@ -164,14 +185,33 @@ class SwatTransformer(nn.Module):
         """
         if cache is not None and len(cache) != len(self.blocks):
             raise ValueError(f"cache: expected one RingCache per layer, {len(self.blocks)} of them, got {len(cache)}")
+        shard = None if self.context is None or cache is not None else self._shard(x, document_ids, mask)
+        if shard is not None and positions is None:
+            positions = torch.arange(shard.first, shard.first + x.shape[1], device=x.device)
         for layer, block in enumerate(self.blocks):
             of_layer = None if cache is None else cache[layer]
             if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, document_ids, None, positions, mask, use_reentrant=False)
+                x = checkpoint(block, x, document_ids, None, positions, mask, shard, use_reentrant=False)
             else:
-                x = block(x, document_ids, of_layer, positions, mask)
+                x = block(x, document_ids, of_layer, positions, mask, shard)
         normed: Tensor = self.norm(x)
         return normed
+
+    def _shard(self, x: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Shard:
+        """What the ranks of `context` hold of these rows; one small all-gather for all layers."""
+        from swat_flex.distributed import Shard, shard_lengths  # seconds of import that one process does not need
+
+        assert self.context is not None
+        lengths = shard_lengths(
+            x.shape[1],
+            self.context,
+            x.device,
+            batch=x.shape[0],
+            document_ids_dimensions=0 if document_ids is None else document_ids.dim(),
+            document_ids_itemsize=0 if document_ids is None else document_ids.dtype.itemsize,
+            mask=int(mask is not None),
+        )
+        return Shard(self.context, lengths)
 
     def loss(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats; arguments as `forward`. The `[L, vocab_size]` logits never exist all at once."""

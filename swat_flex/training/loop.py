@@ -120,10 +120,10 @@ class Trainer:
             self._save_and_tell(listener, window)
 
     def _train_step(self, rate: float) -> Tensor:
-        """One step; the mean loss of this rank's rows, on the device."""
+        """One step; the mean loss of all its rows, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.sampler(self.step).to(self.ranks.device)
+        batch = self.ranks.part(self.sampler(self.step))
         with self._autocast():
             loss = self.model.loss(*batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -131,7 +131,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return loss.detach()
+        return self.ranks.mean(loss.detach())
 
     def _autocast(self) -> AbstractContextManager[Any]:
         cuda = self.ranks.device.type == "cuda"
@@ -150,7 +150,7 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             for first in range(0, len(starts), per_rank):
                 batch = rows(stream, starts[first : first + per_rank], length)
-                loss = self.model.loss(*batch.to(self.ranks.device))
+                loss = self.model.loss(*self.ranks.part(batch))
                 sums += torch.tensor([loss.item() * batch.targets.numel(), (batch.targets != SEPARATOR).sum()])
         nats, size = self.ranks.sum(sums.to(self.ranks.device, torch.float32)).tolist()
         return float(nats / math.log(2) / size)

@@ -10,22 +10,30 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from swat_flex.nn import SwatTransformer
+from swat_flex.training.data import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process among its equals.
 
-    mesh has a dimension "data", over which rows are shared out and parameters sharded; None is a process alone.
+    mesh has dimensions "data", over which rows are shared out, and "context", over which the tokens of a row are; None
+    is a process alone. everyone has the same processes in one dimension, over which parameters are sharded.
     """
 
     device: torch.device
     mesh: DeviceMesh | None = None
+    everyone: DeviceMesh | None = None
 
     @property
     def size(self) -> int:
-        """Processes that draw different rows."""
+        """Groups of processes that draw different rows."""
         return 1 if self.mesh is None else self.mesh["data"].size()
+
+    @property
+    def context(self) -> int:
+        """Processes that share the tokens of a row."""
+        return 1 if self.mesh is None else self.mesh["context"].size()
 
     @property
     def rank(self) -> int:
@@ -38,10 +46,23 @@ class Ranks:
         return self.mesh is None or torch.distributed.get_rank() == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over the ranks, in place."""
+        """Over the processes, in place: what each counts of whole rows is counted by all that share them."""
         if self.mesh is not None:
-            torch.distributed.all_reduce(values, group=self.mesh["data"].get_group())
+            torch.distributed.all_reduce(values)
         return values
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Over the processes, in place."""
+        return self.sum(value).div_(self.size * self.context)
+
+    def part(self, batch: Batch) -> Batch:
+        """This process's tokens of its rows, on its device."""
+        if self.mesh is not None and self.context > 1:
+            from swat_flex.distributed import local_shard  # seconds of import
+
+            mesh = self.mesh["context"]
+            batch = Batch(*(local_shard(x, mesh, 1).contiguous() for x in batch))
+        return batch.to(self.device)
 
     def agree(self, *values: float) -> list[float]:
         """The first process's values, everywhere: clocks and wishes that would else lead apart."""
@@ -52,8 +73,19 @@ class Ranks:
         return list(told.tolist())
 
 
-def start(device: torch.device) -> Ranks:
-    """Join the processes that torchrun started; alone without it."""
+def start(device: torch.device, context: int = 1) -> Ranks:
+    """Join the processes that torchrun started; alone without it.
+
+    Args:
+        device: of each process; of CUDA devices each takes its own.
+        context: processes that share the tokens of a row.
+
+    Raises:
+        ValueError: context that does not divide the number of processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if context < 1 or size % context:
+        raise ValueError(f"context_parallel: expected a divisor of the {size} processes (of torchrun), got {context}")
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks(device)
     if device.type == "cuda":
@@ -61,19 +93,30 @@ def start(device: torch.device) -> Ranks:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend)
-    size = torch.distributed.get_world_size()
-    return Ranks(device, init_device_mesh(device.type, (size,), mesh_dim_names=("data",)))
+    return meshed(device, size, context)
+
+
+def meshed(device: torch.device, size: int, context: int = 1) -> Ranks:
+    """`size` processes of an initialised group, of which neighbours share rows."""
+    mesh = init_device_mesh(device.type, (size // context, context), mesh_dim_names=("data", "context"))
+    return Ranks(device, mesh, init_device_mesh(device.type, (size,), mesh_dim_names=("everyone",)))
 
 
 def shard(model: SwatTransformer, ranks: Ranks) -> None:
-    """FSDP2: every block's parameters are gathered when it runs. They stay float32; autocast makes them bfloat16."""
-    if ranks.mesh is None:
+    """FSDP2: every block's parameters are gathered when it runs. They stay float32; autocast makes them bfloat16.
+
+    Over all processes, those that share rows too: each parameter's gradient is then the mean of what all their tokens
+    gave, and nothing is held twice.
+    """
+    if ranks.mesh is None or ranks.everyone is None:
         return
+    if ranks.context > 1:
+        model.context = ranks.mesh["context"]
     from torch.distributed.fsdp import fully_shard  # seconds of import that a process alone does not need
 
     modules: list[nn.Module] = [*model.blocks, model]
     for module in modules:
-        fully_shard(module, mesh=ranks.mesh["data"])
+        fully_shard(module, mesh=ranks.everyone)
 
 
 def stop(ranks: Ranks) -> None:

@@ -1,0 +1,26 @@
+"""One sequence over many devices: context parallelism that moves only the window's edge.
+
+Rank r of a mesh holds a contiguous shard of the sequence. Its first queries see keys of the ranks before it: the halo,
+at most window − 1 keys, whatever the length and the number of ranks. The halo travels while the rows that need none are
+computed; in the backward pass its gradients travel back while the gradients of those rows are computed.
+
+    shard = functools.partial(local_shard, mesh=mesh, dim=2)
+    out = context_parallel_swat(shard(q), shard(k), shard(v), window=4096, mesh=mesh)  # this rank's rows
+
+Received per rank and layer, for shards of n tokens on P ranks, of key heads with D + Dv numbers each (a row is
+B·Hkv·(D + Dv)·itemsize bytes), and the same again for the gradients:
+
+    halo exchange     min(window − 1, keys to the left) rows         independent of n and P
+    all-gather        (P − 1)·n rows, held all at once
+    ring attention    (P − 1)·n rows, n at a time (half of them unneeded under a causal mask)
+
+A window of 4,096 over 8 shards of 131,072 tokens moves 4,095 rows where the others move 917,504. Document ids add
+itemsize bytes per key of the halo. With window None every key to the left travels, as in the all-gather.
+
+Decoding needs none of this: a `RingCache` is one window per layer, whatever came before, and it fits on one device.
+"""
+
+from swat_flex.distributed.agreement import Shard, local_shard, shard_lengths
+from swat_flex.distributed.attend import context_parallel_swat
+
+__all__ = ["Shard", "context_parallel_swat", "local_shard", "shard_lengths"]
