@@ -81,12 +81,12 @@ def rows_of(record: Record) -> list[list[str]]:
 
 
 def sentences(record: Record) -> list[str]:
-    """What holds here, at the longest rows."""
-    longest = record.lengths[-1]
+    """What holds here, at the longest rows and at those trained on."""
+    shortest, longest = record.lengths[0], record.lengths[-1]
     return [
-        f"{verdict.outcome}: {verdict.claim}. {verdict.better} against {verdict.worse}: {verdict.gain} bits per byte "
-        f"ahead at {longest:,} tokens (paper: {verdict.paper:+.4f} nats per token)."
-        for verdict in verdicts(record.runs, longest)
+        f"{far.claim}: {far.outcome} at {longest:,} tokens, {near.outcome} at {shortest:,}. {far.better} is ahead of "
+        f"{far.worse} by {far.gain} and {near.gain} bits per byte (paper: {far.paper:.4f} nats per token)."
+        for far, near in zip(verdicts(record.runs, longest), verdicts(record.runs, shortest), strict=True)
     ]
 
 
@@ -171,4 +171,4 @@ def _by_position(axes: Axes, record: Record, colours: dict[str, str]) -> None:
     axes.set_ylabel("bits per byte, mean over seeds")
     axes.set_title("By distance from the start of the row", loc="left", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))

@@ -33,12 +33,12 @@ class Mean:
 
 # (worse, better): neighbours in the paper's Table 3, and what its text makes of them.
 ORDERINGS = (
-    ("full sigmoid, RoPE", "full softmax, RoPE", "a sigmoid without a window or a bias is worse than softmax"),
-    ("full softmax, RoPE", "sliding softmax, RoPE", "training with a window carries over to long texts"),
-    ("sliding softmax, RoPE", "SWAT 12:0", "a sigmoid with a bias beats softmax in the same window"),
-    ("SWAT 8:4", "SWAT 12:0", "favouring recent tokens alone beats 8:4"),
+    ("full sigmoid, RoPE", "full softmax, RoPE", "A sigmoid without a window or a bias is worse than softmax"),
+    ("full softmax, RoPE", "sliding softmax, RoPE", "Training with a window carries over to long texts"),
+    ("sliding softmax, RoPE", "SWAT 12:0", "A sigmoid with a bias beats softmax in the same window"),
+    ("SWAT 8:4", "SWAT 12:0", "Favouring recent tokens alone beats 8:4"),
     ("SWAT 6:6", "SWAT 8:4", "8:4 beats the balanced 6:6"),
-    ("SWAT 6:6", "SWAT 6:6, RoPE", "adding RoPE to the bias helps"),
+    ("SWAT 6:6", "SWAT 6:6, RoPE", "Adding RoPE to the bias helps"),
 )
 
 

@@ -136,3 +136,4 @@ FLEX = [
 ]
 
 FAULTS = [*BANDED, *TRITON, *FLEX]
+FOUND = {}  # by fault, what found it: filled by the tests, printed by conftest

@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from catalogue import FAULTS
-from conftest import FOUND
+from catalogue import FAULTS, FOUND
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 EACH = [pytest.param(str(f), marks=needs_triton) if f.backend == "triton" else str(f) for f in FAULTS]
