@@ -5,6 +5,7 @@ time; "night" draws others for hours.
 """
 
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,12 @@ else:
     settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_SHARED)
     settings.register_profile("night", max_examples=20_000, **_SHARED)
     settings.load_profile("ci")
+
+
+def pytest_configure() -> None:
+    """Shells start background jobs with SIGINT ignored, and children inherit that: Ctrl-C is tested here too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
