@@ -85,16 +85,20 @@ TRAINING = {
 }
 
 
+def _rounds(name):
+    return 3 if name == "naive" else 15  # naive takes seconds, and nobody's regression hangs on it
+
+
 @pytest.mark.parametrize("name", FORWARD)
 def bench_forward(benchmark, name):
     benchmark.group = "forward"
-    benchmark.pedantic(FORWARD[name](), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(FORWARD[name](), rounds=_rounds(name), warmup_rounds=2)
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def bench_forward_and_backward(benchmark, name):
     benchmark.group = "forward and backward"
-    benchmark.pedantic(TRAINING[name](), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(TRAINING[name](), rounds=_rounds(name), warmup_rounds=2)
 
 
 def timed(contenders: dict[str, Callable[[], Run]]) -> dict[str, Timing]:
