@@ -24,7 +24,10 @@ from swat_flex.testing.check import Verdict
 from swat_flex.testing.fuzz import Failure, Plan
 from swat_flex.testing.workers import Broken, Passed, Search, Started, Warm, workers_for
 
-NOTE = "use: worst share of the error budget; in float32 up to 2, where logits far from 0 amplify rounding"
+NOTE = (
+    "use: worst share of the error budget, up to 2 in float32, where logits far from 0 amplify rounding; "
+    "what exceeds it in one draw is judged, and shown, on up to 64 draws together"
+)
 EVERY = 10.0  # seconds between lines where there is no terminal
 
 
