@@ -178,7 +178,7 @@ def describe(
     """q, k, v as they enter the backend, and the problem they make; raises for the first rule broken."""
     validation.check_kinds(q, k, v)
     device_type = q.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if autocasts(device_type):
         # As scaled_dot_product_attention does: float64 stays.
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
@@ -203,3 +203,12 @@ def describe(
         and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, slopes, logit_bias)),
     )
     return q, k, v, problem
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on for a type of device; False for types that it does not know."""
+    if device_type == "meta":
+        return False
+    # torch.compile knows autocast's types alone, and cannot trace the question in torch 2.11.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)

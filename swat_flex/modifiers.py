@@ -97,9 +97,9 @@ def document_mask(document_ids: Tensor, offset: int | Tensor = 0) -> MaskMod:
 
     Queries and keys beyond Lk, where tensors are padded, take the last id. `offset` as in `biased_score`.
     """
-    last = document_ids.shape[1] - 1
 
     def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        last = document_ids.shape[1] - 1  # in here: torch 2.11 takes a symbol from outside, but no sum with it
         document = document_ids[b, (q_idx + offset).clamp(max=last)]
         return (document == document_ids[b, kv_idx.clamp(max=last)]) & (document >= 0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swat_flex.api import autocasts
 from swat_flex.validation import DTYPES, MAX_HEAD_DIM
 
 MAX_QUERIES = 16
@@ -167,8 +168,7 @@ class RingCache(torch.nn.Module):
 
     def cast(self, x: Any) -> Any:
         """Under autocast a tensor in the cache's dtype, else itself: autocast leaves k, q and v in different ones."""
-        device = self.keys.device.type
-        if isinstance(x, Tensor) and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if isinstance(x, Tensor) and autocasts(self.keys.device.type):
             return x.to(self.keys.dtype)
         return x
 

@@ -1,4 +1,4 @@
-"""A pretend NVIDIA GPU: enough for torch.compile to lower to Triton on a CPU build of torch. Nothing runs on it.
+"""A pretend NVIDIA GPU: enough for torch.compile to lower to Triton on a machine without one. Nothing runs on it.
 
 Import before torch: `at::getCUDAHooks` is read once, while torch loads. Private API throughout; made for the version of
 torch that constraints.txt pins.
@@ -14,7 +14,8 @@ import sys
 import types
 from pathlib import Path
 
-# Autograd on tensors of a device asks for its guard and its hooks, which a CPU build leaves out.
+# Autograd on tensors of a device asks for its guard and its hooks, which a CPU build leaves out; those of a CUDA build
+# need a driver. The hooks take their place by priority, the guard by coming last.
 STUBS = r"""
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -28,7 +29,7 @@ struct Guard : impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   void record(void**, const Stream&, const DeviceIndex, const EventFlag) const override {}
   void block(void*, const Stream&) const override {}
 };
-namespace c10::impl { C10_REGISTER_GUARD_IMPL(CUDA, Guard) }
+extern "C" void register_guard() { static impl::DeviceGuardImplRegistrar guard(DeviceType::CUDA, new Guard); }
 namespace at { struct CUDAHooks : CUDAHooksInterface {
   CUDAHooks(CUDAHooksArgs) {}
   void init() const override {}
@@ -41,7 +42,9 @@ namespace at { struct CUDAHooks : CUDAHooksInterface {
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
 };
-REGISTER_CUDA_HOOKS(CUDAHooks) }
+using Registration = Registerer<std::string, std::unique_ptr<CUDAHooksInterface>, CUDAHooksArgs>;
+static Registration hooks("CUDAHooks", REGISTRY_PREFERRED, CUDAHooksRegistry(),
+                          Registration::DefaultCreator<CUDAHooks>, ""); }
 """
 
 # Name, multiprocessors, shared memory per block (bytes) of one GPU per compute capability.
@@ -49,7 +52,7 @@ GPUS = {80: ("NVIDIA A100", 108, 166912), 90: ("NVIDIA H100", 132, 232448)}
 
 
 def load_stubs(scratch: Path) -> None:
-    """Build the stubs once per version of torch, and load them."""
+    """Build the stubs once per version of torch, load them, then torch."""
     if "torch" in sys.modules:
         raise RuntimeError("the pretend GPU must be loaded before torch")
     spec = importlib.util.find_spec("torch")
@@ -61,7 +64,10 @@ def load_stubs(scratch: Path) -> None:
         flags = ["-std=c++20", "-O1", "-shared", "-fPIC", f"-I{root}/include"]
         subprocess.check_call(["g++", *flags, str(source), "-o", str(library), f"-L{root}/lib", "-lc10", "-ltorch_cpu"])
     ctypes.CDLL(f"{root}/lib/libtorch_cpu.so", mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(library))
+    stubs = ctypes.CDLL(str(library))
+    import torch  # noqa: F401  # a CUDA build registers its guard here
+
+    stubs.register_guard()
 
 
 def install(capability: int) -> None:

@@ -12,7 +12,6 @@ one opaque operator; on CUDA FlexAttention becomes part of the caller's graph, o
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
 from swat_flex.winners import Call, Tunable
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: torch 2.11 cannot trace the question
+
 
 def supports(problem: SwatProblem) -> str | None:
     """Why `flex` cannot run this problem, or None."""
@@ -43,16 +44,11 @@ def supports(problem: SwatProblem) -> str | None:
         return "FlexAttention has no backward on a CPU; call it under torch.no_grad()" if problem.needs_grad else None
     if problem.device_type != "cuda":
         return f"FlexAttention is lowered for CPU and CUDA here, not for {problem.device_type}"
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "FlexAttention on CUDA needs Triton, which is not installed"
     if problem.dtype == torch.float16 and problem.needs_grad and problem.activation == "sigmoid":
         return "its backward holds g · Σσ in float16, which overflows for wide windows; train in bfloat16"
     return None
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def configuration(problem: SwatProblem) -> FlexConfig | None:
