@@ -129,8 +129,8 @@ def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None,
         screen.console().print("")
         records.append(_record(found, predictions, on) | {"copied": own.copied})
     screen.console().print(
-        "Loops in order: the window's left edge, the interior without masks, the rest. TFLOP/s counts a kernel's own "
-        "matrix products; only the forward's are all useful."
+        "Loops in order: the window's two edges, the interior without masks. TFLOP/s counts a kernel's own matrix "
+        "products; only the forward's are all useful."
     )
     if json_file is not None:
         _write(json_file, records)

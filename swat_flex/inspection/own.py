@@ -45,7 +45,7 @@ def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKerne
     problem = SwatProblem.of_self_attention(8, 8192, head_dim, torch.bfloat16, "cuda", window)
     kernels = []
     for name in KERNELS:
-        config = configuration(problem)[name]
+        config = configuration(problem, target)[name]
         found = inspect_kernel(compile_kernel(name, problem, target))
         interior = _interior(found)
         flops = 2.0 * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])

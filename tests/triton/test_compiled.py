@@ -53,7 +53,7 @@ def inspected(name, target="sm_90", config=None, per_head=False, **changes):
 def interior(found):
     """The loop without mask arithmetic: the shortest that multiplies on tensor cores."""
     loops = [loop for loop in found.loops if loop.counts.get("tensor core")]
-    assert len(loops) == 3  # left edge, interior, the rest
+    assert len(loops) == 2  # edges, interior
     return min(loops, key=lambda loop: len(loop.instructions))
 
 
@@ -81,6 +81,15 @@ def test_default_kernels_keep_everything_in_registers(name, head_dim, dtype):
     assert len(found.local_memory_instructions) <= allowed
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_other_generations_spill_nothing(name, head_dim, target):
+    found = inspected(name, target, head_dim=head_dim)
+    assert not {"LDL", "STL"} & set(interior(found).counts)
+    assert OLD or not found.local_memory_instructions
+
+
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_grouped_heads_and_per_head_gradients_spill_outside_the_interior_at_most(name, head_dim):
@@ -92,14 +101,14 @@ def test_grouped_heads_and_per_head_gradients_spill_outside_the_interior_at_most
 
 CEILINGS = [
     # kernel, head dimension, activation, configuration, instructions of the interior loop, special functions per score
-    ("forward", 64, "sigmoid", TritonConfig(128, 64, 4, 3), 660, 1.25),
+    ("forward", 64, "sigmoid", TritonConfig(128, 64, 4, 3), 600, 1.25),
     ("forward", 64, "tanh-sigmoid", TritonConfig(128, 64, 4, 3), 440, 1.0),
-    ("forward", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 410, 1.25),
+    ("forward", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 370, 1.25),
     ("forward", 128, "tanh-sigmoid", TritonConfig(128, 64, 8, 2), 305, 1.0),
-    ("query_gradient", 64, "sigmoid", TritonConfig(128, 64, 8, 3), 450, 1.25),
-    ("query_gradient", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 495, 1.25),
-    ("key_gradients", 64, "sigmoid", TritonConfig(64, 128, 8, 2), 500, 1.25),
-    ("key_gradients", 128, "sigmoid", TritonConfig(32, 128, 8, 2), 345, 1.25),
+    ("query_gradient", 64, "sigmoid", TritonConfig(128, 64, 8, 3), 430, 1.25),
+    ("query_gradient", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 480, 1.25),
+    ("key_gradients", 64, "sigmoid", TritonConfig(64, 128, 8, 2), 450, 1.25),
+    ("key_gradients", 128, "sigmoid", TritonConfig(32, 128, 8, 2), 320, 1.25),
 ]
 
 
@@ -118,7 +127,7 @@ def test_the_interior_loop_compares_nothing(name):
     found = inspected(name)
     inside = interior(found)
     for loop in found.loops:
-        assert loop.counts["predicate"] <= 8 if loop is inside else loop.counts["predicate"] >= 128
+        assert loop.counts["predicate"] <= 24 if loop is inside else loop.counts["predicate"] >= 128
 
 
 @pytest.mark.parametrize(
@@ -142,12 +151,12 @@ def test_the_products_of_one_kernel_run_asynchronously():
 
 DESCRIBED = [
     # as CEILINGS, and the registers per thread: addresses need none
-    ("forward", 64, TritonConfig(128, 64, 4, 3, True), 642, 225),
-    ("forward", 128, TritonConfig(128, 64, 8, 2, True), 385, 170),
-    ("query_gradient", 64, TritonConfig(128, 64, 8, 3, True), 455, 165),
-    ("query_gradient", 128, TritonConfig(128, 64, 8, 2, True), 500, 235),
-    ("key_gradients", 64, TritonConfig(64, 128, 8, 2, True), 515, 210),
-    ("key_gradients", 128, TritonConfig(32, 128, 8, 2, True), 360, 240),
+    ("forward", 64, TritonConfig(128, 64, 4, 3, True), 590, 225),
+    ("forward", 128, TritonConfig(128, 64, 8, 2, True), 360, 180),
+    ("query_gradient", 64, TritonConfig(128, 64, 8, 3, True), 440, 165),
+    ("query_gradient", 128, TritonConfig(128, 64, 8, 2, True), 480, 235),
+    ("key_gradients", 64, TritonConfig(64, 128, 8, 2, True), 470, 230),
+    ("key_gradients", 128, TritonConfig(32, 128, 8, 2, True), 340, 240),
 ]
 
 
@@ -175,9 +184,9 @@ def test_blackwell_specialises_the_forwards_warps(head_dim):
     found = inspected("forward", "sm_100", head_dim=head_dim, config=TritonConfig(128, 64, 4, 2, True, True))
     opcodes = {i.opcode.split(".")[0] for i in found.instructions}
     assert {"USETMAXREG", "UTMALDG", "UTCHMMA"} <= opcodes
-    assert not found.local_memory_instructions
     weighing = [loop for loop in found.loops if special_functions(loop)]
-    assert min(len(loop.instructions) for loop in weighing) <= 560  # 678 where the same warps load and multiply
+    assert min(len(loop.instructions) for loop in weighing) <= 560  # 671 where the same warps load and multiply
+    assert not any({"LDL", "STL"} & set(loop.counts) for loop in found.loops)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120"])

@@ -95,11 +95,8 @@ def descriptors(kernel):
     return taken
 
 
-def described(kernel, padded_dim, itemsize):
-    return [
-        TritonConfig(c.block_m, c.block_n, c.warps, c.stages, True)
-        for c in configurations(kernel, padded_dim, itemsize)
-    ]
+def described(*call):
+    return [TritonConfig(c.block_m, c.block_n, c.warps, c.stages, True) for c in configurations(*call)]
 
 
 @pytest.mark.parametrize(

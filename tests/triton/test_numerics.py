@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_decode*.py"])
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_assembly.py", "interpreted_decode*.py"])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_kernels_in_the_interpreter(name):
     """In a process of its own: Triton decides at import whether it compiles or interprets."""

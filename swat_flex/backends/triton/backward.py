@@ -12,24 +12,39 @@ float16 rounds dx times `dx_scale`, a power of two that puts its bound just belo
 import triton
 import triton.language as tl
 
-from swat_flex.backends.triton.tiles import head_factors, head_of, load_rows, product, same_document, store_rows, weigh
+from swat_flex.backends.triton.tiles import (
+    end_of_interior,
+    head_factors,
+    head_of,
+    load_rows,
+    product,
+    same_document,
+    store_rows,
+    weigh,
+)
 
 
 @triton.jit
 def _query_gradient(
-    dq, dslope, dbias, q, grad, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, first, left, right, kv_len,
+    dq, dslope, dbias, q, grad, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, inner, gap, first, left, right, kv_len,
     factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
     PER_HEAD: tl.constexpr, MASKED: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """(dq, dslope, dbias) plus what the key tiles of [start, stop) give; dq lacks scale and has dx_scale."""
+    """(dq, dslope, dbias) plus what the key tiles of [start, stop) give; dq lacks scale and has dx_scale.
+
+    MASKED, tiles from `inner` on lie `gap` further right.
+    """
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    columns = -o_n.to(tl.float32)
-    for n in tl.range(start, stop, BN, num_stages=2 if MASKED else STAGES):
+    rows, columns = (o_m - BM // 2).to(tl.float32), -o_n.to(tl.float32)
+    for i_n in tl.range(start, stop, BN, num_stages=STAGES):
+        n = i_n
+        if MASKED:
+            n = tl.where(i_n < inner, i_n, i_n + gap)
         k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, MASKED)  # [BN, BD]
         v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
-        rows = (first - n + o_m).to(tl.float32)
-        w = weigh(product(q, tl.trans(k)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, 0, KIND,
+        base = (first + BM // 2 - n).to(tl.float32)
+        w = weigh(product(q, tl.trans(k)), rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, 0, KIND,
                   not (MASKED or DOCUMENTS))  # fmt: skip
         dx = product(grad, tl.trans(v)) * (w - w * w)  # [BM, BN]
         if MASKED or DOCUMENTS:
@@ -39,7 +54,7 @@ def _query_gradient(
                 seen &= same_document(q_ids, tl.load(p_ids + j, mask=j < kv_len, other=-1)[None, :])
             dx = tl.where(seen, dx, 0.0)
         if PER_HEAD:
-            dslope += tl.sum(dx * tl.abs(rows[:, None] + columns[None, :]), 1)
+            dslope += tl.sum(dx * tl.abs((rows + base)[:, None] + columns[None, :]), 1)
             dbias += tl.sum(dx, 1)
         dq = product((dx * dx_scale).to(k.dtype), k, dq)
     return dq, dslope, dbias
@@ -87,19 +102,17 @@ def query_gradient_kernel(
     stop = tl.minimum(first + BM + right, kv_len)
     inner = tl.minimum(tl.maximum(tl.cdiv(first + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
+    outer = end_of_interior(inner, outer, slope, BM, BOTH_SIDES, KIND)
+    gap = outer - inner
     acc, dslope, dbias = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, start, inner, first, left,
-        right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV, BD,
-        BDV, BM, BN, STAGES)  # fmt: skip
+        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop - gap, inner, gap, first,
+        left, right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV,
+        BD, BDV, BM, BN, STAGES)  # fmt: skip
     acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, first, left,
-        right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, False, KIND, D, DV, BD,
-        BDV, BM, BN, STAGES)  # fmt: skip
-    acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, outer, stop, first, left,
-        right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV, BD,
-        BDV, BM, BN, STAGES)  # fmt: skip
+        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, inner, gap, first,
+        left, right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, False, KIND, D, DV,
+        BD, BDV, BM, BN, STAGES)  # fmt: skip
     p_dq = dq + b * dq_strides[0] + h * dq_strides[1]
     store_rows(p_dq, acc * (scale / up), row, dq_strides, q_len, BM, D, BD)
     if PER_HEAD:
@@ -109,20 +122,26 @@ def query_gradient_kernel(
 
 @triton.jit
 def _key_gradients(
-    dk, dv, k, v, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop, n, offset, left, right, q_len,
+    dk, dv, k, v, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop, inner, gap, n, offset, left, right, q_len,
     factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
     MASKED: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv) of the keys n … n + BN plus what the query tiles of [start, stop) give, scaled as in the kernel."""
+    """(dk, dv) of the keys n … n + BN plus what the query tiles of [start, stop) give, scaled as in the kernel.
+
+    MASKED, tiles from `inner` on lie `gap` further down.
+    """
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    rows = -o_n.to(tl.float32)
-    for m in tl.range(start, stop, BM, num_stages=2 if MASKED else STAGES):
+    rows, columns = (BN // 2 - o_n).to(tl.float32), o_m.to(tl.float32)
+    for i_m in tl.range(start, stop, BM, num_stages=STAGES):
+        m = i_m
+        if MASKED:
+            m = tl.where(i_m < inner, i_m, i_m + gap)
         q = load_rows(p_q, m, q_at, q_len, BM, D, BD, MASKED)  # [BM, BD]
         grad = load_rows(p_grad, m, grad_at, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
-        columns = (m + offset - n + o_m).to(tl.float32)
-        w = weigh(product(k, tl.trans(q)), rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND,
-                  not (MASKED or DOCUMENTS))  # fmt: skip
+        base = (m + offset - n - BN // 2).to(tl.float32)
+        w = weigh(product(k, tl.trans(q)), rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT,
+                  KIND, not (MASKED or DOCUMENTS))  # fmt: skip
         if MASKED or DOCUMENTS:
             d = (m + offset - n + o_m)[None, :] - o_n[:, None]
             seen = (d + right).to(tl.uint32) <= (left + right).to(tl.uint32)  # −right ≤ d ≤ left
@@ -148,7 +167,7 @@ def key_gradients_kernel(
     """dk and dv, summed over the query heads that share a key head.
 
     Grid: (cdiv(Lk, BN)·Hkv·B,), key tiles fastest; one program owns BN keys of one key head.
-    Reads: query tiles that touch the band, for each query head of the group in turn; edges masked, the interior not.
+    Reads: query tiles that touch the band, for each query head of the group in turn: edges masked, then the interior.
     Writes: each row of dk and dv below Lk once, keys that nobody sees as 0.
     Needs: strides in elements, order b h l d; dx_scale a pointer to one float32, or None for 1.
     """
@@ -176,25 +195,24 @@ def key_gradients_kernel(
     start = tl.maximum(n - right - offset, 0) // BM * BM
     stop = tl.minimum(n + BN + left - offset, q_len)
     inner = tl.maximum(tl.cdiv(tl.maximum(n + BN - 1 - right - offset, 0), BM) * BM, start)
-    outer = tl.maximum(tl.minimum(n + left + 1 - offset, q_len) // BM * BM, inner)
+    inner = tl.minimum(inner, tl.maximum(tl.cdiv(stop, BM) * BM, start))
+    whole = tl.maximum(tl.minimum(n + left + 1 - offset, q_len) // BM * BM, inner)
     dk_acc, dv_acc = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BDV], tl.float32)
     for i_g in range(0, group):
         h = i_kv * group + i_g
         factor, slope, bias = head_factors(slopes, logit_bias, h, scale, SHIFT, KIND)
         p_q, q_at = head_of(q, q_strides, i_b, h)
         p_grad, grad_at = head_of(grad, grad_strides, i_b, h)
+        outer = end_of_interior(inner, whole, slope, BN, BOTH_SIDES, KIND)
+        gap = outer - inner
         dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start,
-            tl.minimum(inner, stop), n, offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES,
-            DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
+            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop - gap, inner, gap, n,
+            offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND,
+            D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
         dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, inner, outer, n, offset,
-            left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND, D, DV,
-            BD, BDV, BM, BN, STAGES)  # fmt: skip
-        dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, outer, stop, n, offset,
-            left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV,
-            BD, BDV, BM, BN, STAGES)  # fmt: skip
+            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, inner, outer, inner, gap, n,
+            offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND,
+            D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
     p_dk, p_dv = dk + b * dk_strides[0] + kv * dk_strides[1], dv + b * dv_strides[0] + kv * dv_strides[1]
     store_rows(p_dk, dk_acc * (scale / (up * 2.0**SHIFT)), n, dk_strides, kv_len, BN, D, BD)
     store_rows(p_dv, dv_acc * 2.0**-SHIFT, n, dv_strides, kv_len, BN, DV, BDV)

@@ -34,9 +34,9 @@ class TritonConfig:
         return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
 
 
-# (largest padded head dimension, configuration), for 16-bit dtypes: what compiles for sm_90 without a spill. The last
-# of each is small enough for every GPU and is what a kernel falls back to where shared memory is short.
-_HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
+# (largest padded head dimension, configuration), for 16-bit dtypes: what compiles without a spill.
+_Table = dict[Kernel, tuple[tuple[int, TritonConfig], ...]]
+_HOPPER: _Table = {
     "forward": (
         (64, TritonConfig(128, 64, 4, 3)),
         (128, TritonConfig(128, 64, 8, 2)),
@@ -53,13 +53,31 @@ _HALF: dict[Kernel, tuple[tuple[int, TritonConfig], ...]] = {
         (256, TritonConfig(32, 32, 8, 2)),
     ),
 }
-_SMALLEST = TritonConfig(32, 32, 4, 1)
+# Where products take their operands from registers, which leaves fewer for the rest.
+_AMPERE: _Table = {
+    "forward": (
+        (64, TritonConfig(128, 64, 4, 3)),
+        (128, TritonConfig(64, 64, 4, 2)),
+        (256, TritonConfig(64, 32, 8, 2)),
+    ),
+    "query_gradient": (
+        (64, TritonConfig(128, 64, 8, 3)),
+        (128, TritonConfig(128, 32, 8, 2)),
+        (256, TritonConfig(64, 32, 8, 2)),
+    ),
+    "key_gradients": (
+        (64, TritonConfig(32, 128, 8, 2)),
+        (128, TritonConfig(32, 64, 4, 2)),
+        (256, TritonConfig(32, 32, 8, 2)),
+    ),
+}
+_SMALLEST = TritonConfig(32, 32, 4, 1)  # fits every GPU
 
 
 def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
     """Whether a target has what a configuration asks for; a launch drops `descriptors` and `warp_specialize` where not.
 
-    Triton's specialiser for Hopper takes neither three loops nor operands by pointer: 3.6 and 3.7 stop with an internal
+    Triton's specialiser for Hopper takes neither two loops nor operands by pointer: 3.6 and 3.7 stop with an internal
     error. On Blackwell both kernels of the backward come out with spills or do not compile.
 
     Args:
@@ -73,17 +91,20 @@ def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
     return not config.descriptors or (accelerated and max(config.block_m, config.block_n) <= 256)
 
 
-def configurations(kernel: Kernel, padded_dim: int, itemsize: int) -> tuple[TritonConfig, ...]:
+def configurations(kernel: Kernel, padded_dim: int, itemsize: int, target: str) -> tuple[TritonConfig, ...]:
     """What to run, and what to run instead where that does not fit into the device's shared memory.
 
     Args:
         kernel: which.
         padded_dim: the larger of the padded head dimensions.
         itemsize: bytes per element; float32 is multiplied without tensor cores, in small tiles.
+        target: as in `runs_on`.
     """
     if itemsize == 4:
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
-    chosen = next(config for largest, config in _HALF[kernel] if padded_dim <= largest)
+    version = int(target.removeprefix("sm_")) if target.startswith("sm_") else 90
+    table = _AMPERE if version < 90 or version >= 120 else _HOPPER
+    chosen = next(config for largest, config in table[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
 
 

@@ -76,7 +76,7 @@ def decode_kernel(
             y += ((position - n) * slope + bias)[:, None] - o_n.to(tl.float32)[None, :] * slope[:, None]
         else:
             y += bias[:, None]
-        w = sigmoid(y, SHIFT, KIND, False)
+        w = sigmoid(y, SHIFT, KIND)
         if not ONE:  # a single query sees every live key; at live and beyond the values are 0
             distance = position[:, None] - j[None, :]
             w = tl.where(distance.to(tl.uint32) < tl.cast(window, tl.uint32), w, 0.0)  # 0 ≤ distance < window

@@ -3,27 +3,42 @@
 import triton
 import triton.language as tl
 
-from swat_flex.backends.triton.tiles import head_factors, head_of, load_rows, product, same_document, store_rows, weigh
+from swat_flex.backends.triton.tiles import (
+    end_of_interior,
+    head_factors,
+    head_of,
+    load_rows,
+    product,
+    same_document,
+    store_rows,
+    weigh,
+)
 
 
 @triton.jit
 def _attend(
-    acc, q, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, first, left, right, kv_len, factor, slope, bias,
-    HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
-    SHIFT: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    acc, q, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, inner, gap, first, left, right, kv_len,
+    factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
+    MASKED: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """acc + Σ σ v over the key tiles of [start, stop), for the query rows at positions first … first + BM."""
+    """acc + Σ σ v over the key tiles of [start, stop), for the query rows at positions first … first + BM.
+
+    MASKED, tiles from `inner` on lie `gap` further right: the two edges in one loop fill the pipeline once.
+    """
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    columns = -o_n.to(tl.float32)
-    # Edges take two stages: with three, ptxas finds the accumulator defined between the loops and serialises every
-    # wgmma of the kernel.
-    for n in tl.range(start, stop, BN, num_stages=2 if MASKED else STAGES, warp_specialize=SPECIALIZE):
+    rows, columns = (o_m - BM // 2).to(tl.float32), -o_n.to(tl.float32)
+    for i_n in tl.range(start, stop, BN, num_stages=STAGES, warp_specialize=SPECIALIZE):
+        n = i_n
+        if MASKED:
+            n = tl.where(i_n < inner, i_n, i_n + gap)
         k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, MASKED)  # [BN, BD]
         v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
         s = product(q, tl.trans(k))  # [BM, BN]
-        rows = (first - n + o_m).to(tl.float32)
-        w = weigh(s, rows, columns, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND, not (MASKED or DOCUMENTS))
+        base = (first + BM // 2 - n).to(tl.float32)
+        w = weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND,
+                  not (MASKED or DOCUMENTS))  # fmt: skip
         if MASKED or DOCUMENTS:
             j = n + o_n
             seen = (j[None, :] >= (first + o_m - left)[:, None]) & (j[None, :] <= (first + o_m + right)[:, None])
@@ -45,7 +60,7 @@ def forward_kernel(
     """out_i = Σ σ(scale·⟨q_i, k_j⟩ + slope·|i − j| + bias) v_j over −right ≤ i − j ≤ left.
 
     Grid: (cdiv(Lq, BM)·Hq·B,), query tiles fastest; one program owns BM query rows of one query head.
-    Reads: key tiles that touch the band: the left edge masked, the interior without mask arithmetic, the rest masked.
+    Reads: key tiles that touch the band: its edges masked, then the interior without mask arithmetic.
     Writes: each row below Lq once, in out's dtype; sums in float32.
     Needs: strides in elements, order b h l d; BD ≥ D and BDV ≥ DV powers of two, at least 16.
     """
@@ -74,16 +89,15 @@ def forward_kernel(
     stop = tl.minimum(first + BM + right, kv_len)
     inner = tl.minimum(tl.maximum(tl.cdiv(first + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
+    outer = end_of_interior(inner, outer, slope, BM, BOTH_SIDES, KIND)
+    gap = outer - inner
     acc = tl.zeros([BM, BDV], tl.float32)
-    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, start, inner, first, left, right, kv_len,
-                  factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES, SPECIALIZE)  # fmt: skip
-    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, first, left, right, kv_len,
-                  factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES, SPECIALIZE)  # fmt: skip
-    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, outer, stop, first, left, right, kv_len,
-                  factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV, BM, BN,
-                  STAGES, SPECIALIZE)  # fmt: skip
+    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop - gap, inner, gap, first, left, right,
+                  kv_len, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND, D, DV, BD, BDV,
+                  BM, BN, STAGES, SPECIALIZE)  # fmt: skip
+    acc = _attend(acc, queries, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, inner, gap, first, left, right,
+                  kv_len, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND, D, DV, BD, BDV,
+                  BM, BN, STAGES, SPECIALIZE)  # fmt: skip
     if SHIFT != 0:
         acc *= 2.0**-SHIFT
     p_out = out + b * out_strides[0] + i_h.to(tl.int64) * out_strides[1]

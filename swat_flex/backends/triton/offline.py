@@ -41,7 +41,7 @@ def compile_kernel(
         "key_gradients": backward.key_gradients_kernel,
     }[name]
     dims = padded(problem.head_dim), padded(problem.value_dim)
-    config = config or configurations(name, max(dims), problem.dtype.itemsize)[0]
+    config = config or configurations(name, max(dims), problem.dtype.itemsize, target)[0]
     amd = target.startswith("gfx")
     constants = _constants(name, problem, config, dims, amd)
     element = _TYPES[str(problem.dtype).removeprefix("torch.")]

@@ -1,8 +1,8 @@
 """Backend `triton`: our own kernels, forward and backward, for NVIDIA and AMD GPUs.
 
-Three loops over key tiles: the window's left edge masked, the interior without mask arithmetic, the rest masked. The
-logit costs one fused multiply-add and one addition, σ 1.25 special functions. Sums are float32; the backward recomputes
-the logits, adds nothing atomically and repeats to the bit.
+Two loops over key tiles: the window's edges masked, the interior without mask arithmetic. There a logit costs one fused
+multiply-add, σ 1.25 special functions. Sums are float32; the backward recomputes the logits, adds nothing atomically
+and repeats to the bit.
 """
 
 from __future__ import annotations
@@ -48,11 +48,18 @@ def supports(problem: SwatProblem) -> str | None:
     return None
 
 
-def configuration(problem: SwatProblem) -> dict[Kernel, TritonConfig]:
-    """What a call runs with where nothing was measured, kernel by kernel."""
+def configuration(problem: SwatProblem, target: str | None = None) -> dict[Kernel, TritonConfig]:
+    """What a call runs with where nothing was measured, kernel by kernel.
+
+    Args:
+        problem: which call.
+        target: "sm_90", "gfx942", …; None is the current GPU, and sm_90 where there is none.
+    """
+    if target is None:
+        target = _target(torch.device("cuda")) if torch.cuda.is_available() else "sm_90"
     widest = max(padded(problem.head_dim), padded(problem.value_dim))
     kernels: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
-    return {kernel: configurations(kernel, widest, problem.dtype.itemsize)[0] for kernel in kernels}
+    return {kernel: configurations(kernel, widest, problem.dtype.itemsize, target)[0] for kernel in kernels}
 
 
 def tunables(problem: SwatProblem) -> tuple[Tunable[TritonConfig], ...]:
@@ -113,7 +120,7 @@ class _Call:
         candidates = self._candidates(name)
         for config in candidates:
             launched, special = config, config.descriptors or config.warp_specialize
-            if special and not runs_on(name, config, _target(self.q)):
+            if special and not runs_on(name, config, _target(self.q.device)):
                 launched = replace(config, descriptors=False, warp_specialize=False)
             given = described(name, launched, args) if launched.descriptors else args
             try:
@@ -129,7 +136,7 @@ class _Call:
         if (forced := winners.forced(tunable)) is not None:
             return (forced,)
         winner = winners.lookup(tunable, self.call)
-        defaults = configurations(name, max(self.padded), self.q.element_size())
+        defaults = configurations(name, max(self.padded), self.q.element_size(), _target(self.q.device))
         return defaults if winner is None else (winner, *defaults)
 
 
@@ -141,13 +148,13 @@ def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
     return settings | {"num_warps": config.warps, "num_stages": config.stages}
 
 
-def _target(x: Tensor) -> str:
-    """ "sm_90", "gfx942", …; "interpreter" for a tensor on the CPU."""
-    if x.device.type != "cuda":
+def _target(device: torch.device) -> str:
+    """ "sm_90", "gfx942", …; "interpreter" for the CPU."""
+    if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
-        return str(torch.cuda.get_device_properties(x.device).gcnArchName).split(":")[0]
-    major, minor = torch.cuda.get_device_capability(x.device)
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{10 * major + minor}"
 
 

@@ -11,12 +11,18 @@ denominators a, b, c, d and r = 1/(abcd):
 
 So that abcd stays finite y is held at 30 − SHIFT: exact down to logits of −20.8, and 2⁻³⁰ below. The four lie in one
 row of the tile, so that the rounding of a row's weights depends on that row alone.
+
+What y owes to the row alone, `row`, multiplies: 2^y = 2^(y − row)·2^row, where the sum with 2^−SHIFT becomes a fused
+multiply-add at no cost. |row| stays below ROW_LIMIT: 2^(y − row) is finite up to y = 30, and what it loses to underflow
+lies below 2⁻³⁰.
 """
 
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
+ROW_LIMIT = tl.constexpr(96.0)  # 96 + 30 < 128; and 96 − 126 = −30
 
 # How a kernel computes σ.
 PLAIN = tl.constexpr(0)  # exp2 and division: every target, no clamp; the choice for float32
@@ -29,8 +35,8 @@ def _single(one: str) -> tl.constexpr:
     return tl.constexpr(f"{{ .reg .f32 a; ex2.approx.ftz.f32 a, $1; add.f32 a, a, {one}; rcp.approx.ftz.f32 $0, a; }}")
 
 
-def _shared(one: str, ceiling: str) -> tl.constexpr:
-    """PTX for eight sigmoids, in two fours that share a reciprocal each; `ceiling` of y as hexadecimal float32.
+def _shared(one: str) -> tl.constexpr:
+    """PTX for eight sigmoids, in two fours that share a reciprocal each, from y − row, its ceiling and 2^row.
 
     A thread holds the scores of a matrix product in turns of two from one row and two from the row eight below: of
     eight in a row, 0, 1, 4, 5 lie in one row and 2, 3, 6, 7 in the other. min.NaN keeps a visible NaN visible.
@@ -38,24 +44,23 @@ def _shared(one: str, ceiling: str) -> tl.constexpr:
     lines = [".reg .f32 a, b, c, d, ab, cd, r;"]
     for four in ((0, 1, 4, 5), (2, 3, 6, 7)):
         for x, n in zip("abcd", four, strict=True):
-            lines += [f"min.NaN.f32 {x}, ${8 + n}, {ceiling};", f"ex2.approx.ftz.f32 {x}, {x};"]
-            lines += [f"add.f32 {x}, {x}, {one};"]
+            lines += [f"min.NaN.f32 {x}, ${8 + n}, ${16 + n};", f"ex2.approx.ftz.f32 {x}, {x};"]
+            lines += [f"fma.rn.f32 {x}, {x}, ${24 + n}, {one};"]
         lines += ["mul.f32 ab, a, b; mul.f32 cd, c, d; mul.f32 r, ab, cd; rcp.approx.ftz.f32 r, r;"]
         lines += ["mul.f32 cd, cd, r; mul.f32 ab, ab, r;"]
         lines += [f"mul.f32 ${n}, {x};" for n, x in zip(four, ("b, cd", "a, cd", "d, ab", "c, ab"), strict=True)]
     return tl.constexpr("{ " + " ".join(lines) + " }")
 
 
-_ONE, _CEILING = "0f3F800000", "0f41F00000"  # 1, 30
-_ONE_15, _CEILING_15 = "0f38000000", "0f41700000"  # 2⁻¹⁵, 15
+_ONE, _ONE_15 = "0f3F800000", "0f38000000"  # 1, 2⁻¹⁵
 _SINGLE, _SINGLE_15 = _single(_ONE), _single(_ONE_15)
-_SHARED, _SHARED_15 = _shared(_ONE, _CEILING), _shared(_ONE_15, _CEILING_15)
-_EIGHT = tl.constexpr(",".join(["=&f"] * 8 + ["f"] * 8))
+_SHARED, _SHARED_15 = _shared(_ONE), _shared(_ONE_15)
+_EIGHT = tl.constexpr(",".join(["=&f"] * 8 + ["f"] * 24))
 
 
 @triton.jit
-def sigmoid(y, SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):
-    """2^SHIFT·σ(x) of every element, float32; SHARED where all of a row's elements may meet in one reciprocal."""
+def sigmoid(y, SHIFT: tl.constexpr, KIND: tl.constexpr):
+    """2^SHIFT·σ(x) of every element, float32."""
     if KIND == PLAIN:
         ONE: tl.constexpr = 2.0**-SHIFT
         return 1.0 / (ONE + tl.exp2(y))
@@ -63,8 +68,14 @@ def sigmoid(y, SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):
         HALF: tl.constexpr = 2.0 ** (SHIFT - 1)
         t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
         return t * HALF + HALF
-    if SHARED:
-        ASM: tl.constexpr = _SHARED if SHIFT == 0 else _SHARED_15
-        return tl.inline_asm_elementwise(ASM, _EIGHT, [y], dtype=tl.float32, is_pure=True, pack=8)
-    ASM1: tl.constexpr = _SINGLE if SHIFT == 0 else _SINGLE_15
-    return tl.inline_asm_elementwise(ASM1, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
+    ASM: tl.constexpr = _SINGLE if SHIFT == 0 else _SINGLE_15
+    return tl.inline_asm_elementwise(ASM, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def shared_sigmoid(y, row, SHIFT: tl.constexpr):
+    """`sigmoid` with FAST, of y + row[:, None] `[R, C]`, where all elements of a row may meet in one reciprocal."""
+    ceiling = (30 - SHIFT) - row
+    ASM: tl.constexpr = _SHARED if SHIFT == 0 else _SHARED_15
+    given = [y, ceiling[:, None], tl.exp2(row)[:, None]]
+    return tl.inline_asm_elementwise(ASM, _EIGHT, given, dtype=tl.float32, is_pure=True, pack=8)

@@ -6,7 +6,7 @@ A tile pairs queries i with keys j. Positions are those of keys: query row r of 
 import triton
 import triton.language as tl
 
-from swat_flex.backends.triton.sigmoid import LOG2E, TANH, sigmoid
+from swat_flex.backends.triton.sigmoid import FAST, LOG2E, ROW_LIMIT, TANH, shared_sigmoid, sigmoid
 
 
 @triton.jit
@@ -78,18 +78,33 @@ def head_factors(slopes, logit_bias, i_h, scale, SHIFT: tl.constexpr, KIND: tl.c
 
 
 @triton.jit
-def weigh(s, rows, columns, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
+def weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
           SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """2^SHIFT·σ(x) of the products s `[R, C]`, where i − j = rows[:, None] + columns[None, :] (float32).
+    """2^SHIFT·σ(x) of the products s `[R, C]`, where i − j = rows[:, None] + columns[None, :] + base (float32).
 
-    With keys on one side only |i − j| = ±(rows + columns) splits into a part per row and a part per column: one
-    addition and one fused multiply-add per score.
+    With keys on one side only |i − j| = ±(i − j) splits into a part per row and a part per column.
     """
+    row = tl.zeros_like(rows)
     if not HAS_SLOPES:
-        return sigmoid(s * factor + bias, SHIFT, KIND, SHARED)
-    if BOTH_SIDES:
-        return sigmoid(s * factor + (tl.abs(rows[:, None] + columns[None, :]) * slope + bias), SHIFT, KIND, SHARED)
-    return sigmoid(s * factor + ((rows * slope + bias)[:, None] + columns[None, :] * slope), SHIFT, KIND, SHARED)
+        y = s * factor + bias
+    elif BOTH_SIDES:
+        y = s * factor + (tl.abs((rows + base)[:, None] + columns[None, :]) * slope + bias)
+    elif KIND == FAST and SHARED:
+        y = s * factor + (columns * slope + (base * slope + bias))[None, :]
+        row = rows * slope
+    else:
+        y = s * factor + ((rows * slope)[:, None] + (columns * slope + (base * slope + bias))[None, :])
+    if KIND == FAST and SHARED:
+        return shared_sigmoid(y, row, SHIFT)
+    return sigmoid(y, SHIFT, KIND)
+
+
+@triton.jit
+def end_of_interior(inner, outer, slope, ROWS: tl.constexpr, BOTH_SIDES: tl.constexpr, KIND: tl.constexpr):
+    """`outer`; `inner` where a row's part of y could reach ROW_LIMIT: such a head goes the edges' way throughout."""
+    if KIND != FAST or BOTH_SIDES:
+        return outer
+    return tl.where(tl.abs(slope) * (ROWS // 2) < ROW_LIMIT, outer, inner)
 
 
 @triton.jit
