@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from autotune import EventClock, GraphClock, Timing, WallClock, clock_for
+from autotune import EventClock, GraphClock, Timing, WallClock, clock_for, measure
 from autotune.measure import MAX_CALLS, race
 
 
@@ -87,18 +87,27 @@ def test_a_race_that_may_not_go_on_ends_after_its_round():
 
 
 class FakeCuda:
-    """torch.cuda with one stream: `launches` advance time by 1 ms; captured launches cost nothing until replayed."""
+    """torch.cuda with one stream: launches advance time by 1 ms, by half of it where the cache was not emptied before;
+    captured launches cost nothing until replayed.
+    """
 
     def __init__(self):
         self.now = 0.0
         self.capturing = None
         self.pools = []
+        self.empty = False
 
     def launch(self):
         if self.capturing is None:
-            self.now += 1.0
+            self.now += 1.0 if self.empty else 0.5
+            self.empty = False
         else:
             self.capturing.launches += 1
+
+    def empty_cache(self):
+        assert self.capturing is None
+        self.now += 0.25
+        self.empty = True
 
     def install(self, monkeypatch):
         import torch
@@ -123,7 +132,8 @@ class FakeCuda:
             launches = 0
 
             def replay(self):
-                cuda.now += self.launches
+                for _ in range(self.launches):
+                    cuda.launch()
 
         class Stream:
             def wait_stream(self, other):
@@ -148,6 +158,7 @@ class FakeCuda:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(measure, "_cache_emptier", lambda device: self.empty_cache)
 
 
 @pytest.mark.parametrize("clock", [EventClock, GraphClock])
@@ -159,7 +170,7 @@ def test_device_clocks_on_a_fake_device(clock, monkeypatch):
         sample = timer.sampler(cuda.launch)
         before = cuda.now
         assert sample() == 1.0
-        assert cuda.now - before == 5.0  # milliseconds in a sample
+        assert cuda.now - before == 5 * 1.25  # milliseconds: five launches, each after the cache was emptied
     assert cuda.pools == (["pool", "pool"] if clock is GraphClock else [])
 
 
