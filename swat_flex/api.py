@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from swat_flex import dispatch, reference, validation, winners
 from swat_flex.positions import slopes_of
@@ -65,7 +66,8 @@ def flex_swat(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: a shape, dtype, device or range that breaks a rule above.
-        NotImplementedError: a backend asked for by name that cannot run the call; the message says why.
+        NotImplementedError: a backend asked for by name that cannot run the call; the message says why. Forward-mode
+            differentiation, which backend="naive" alone has.
 
     Source: SWAT, arXiv 2502.18845, Eq. 5.
     """
@@ -74,6 +76,7 @@ def flex_swat(
     choice = dispatch.choose(problem, backend, call)
     if choice.backend == "naive":
         return reference.attend(q, k, v, problem.window, slopes, scale, logit_bias, document_ids, activation)
+    _refuse_tangents(choice.backend, q=q, k=k, v=v, slopes=slopes, logit_bias=logit_bias)
     heads = problem.q_heads
     if logit_bias is not None and not isinstance(logit_bias, Tensor):
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -203,6 +206,16 @@ def describe(
         and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, slopes, logit_bias)),
     )
     return q, k, v, problem
+
+
+def _refuse_tangents(backend: str, **tensors: Tensor | object) -> None:
+    """Forward mode: torch gives an operator without a formula for it a derivative of 0."""
+    for name, x in tensors.items():
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{name}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is for "
+                f"backend='naive', got a tangent in backend {backend!r}"
+            )
 
 
 def autocasts(device_type: str) -> bool:

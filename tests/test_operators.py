@@ -1,5 +1,6 @@
 """The operators among torch's own tools: export, ahead-of-time compilation, torch.func, memory, torch's checks."""
 
+import functools
 import gc
 import resource
 import sys
@@ -81,6 +82,24 @@ def test_torch_func_vmap_gives_each_call_and_grad_is_refused():
     torch.testing.assert_close(batched, torch.stack([flex_swat(*x, 6) for x in zip(q, k, v, strict=True)]))
     with pytest.raises(RuntimeError, match=r"functorch transforms \(vmap, grad"):
         torch.func.grad(lambda q: flex_swat(q, k[0], v[0], 6).sum())(q[0])
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "slopes", "logit_bias"])
+def test_forward_mode_is_refused_but_by_naive(name):
+    """torch would give a derivative of 0."""
+    given = dict(zip("qkv", inputs(1, 2, 20, 8), strict=True), slopes=torch.zeros(2), logit_bias=torch.zeros(2))
+
+    def call(x, backend):
+        return flex_swat(**given | {name: x}, window=6, backend=backend)
+
+    tangent = torch.randn_like(given[name])
+    for backend in ("auto", "flex", "banded"):
+        with pytest.raises(NotImplementedError, match=rf"^{name}: forward-mode .*'naive', got a tangent in backend"):
+            torch.func.jvp(functools.partial(call, backend=backend), (given[name],), (tangent,))
+    _, derivative = torch.func.jvp(functools.partial(call, backend="naive"), (given[name],), (tangent,))
+    step = 1e-3 * tangent
+    difference = call(given[name] + step, "auto") - call(given[name] - step, "auto")
+    torch.testing.assert_close(derivative, difference / 2e-3, atol=2e-3, rtol=0)
 
 
 def test_the_gradient_may_be_expanded_over_heads_or_all_of_it():
