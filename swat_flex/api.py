@@ -211,7 +211,8 @@ def describe(
 def _refuse_tangents(backend: str, **tensors: Tensor | object) -> None:
     """Forward mode: torch gives an operator without a formula for it a derivative of 0."""
     for name, x in tensors.items():
-        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+        # unpack_dual has no annotations.
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             raise NotImplementedError(
                 f"{name}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is for "
                 f"backend='naive', got a tangent in backend {backend!r}"

@@ -122,6 +122,13 @@ def test_the_interior_loop_stays_below_its_ceiling(name, head_dim, activation, c
 
 
 @pytest.mark.parametrize("name", KERNELS)
+def test_multiplications_and_additions_are_fused_whatever_the_default(name, monkeypatch):
+    expected = compile_kernel(name, problem(), "sm_90").asm["ptx"]
+    monkeypatch.setattr(triton.knobs.language, "default_fp_fusion", False)
+    assert compile_kernel(name, problem(), "sm_90").asm["ptx"] == expected
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_interior_loop_compares_nothing(name):
     """No mask arithmetic: what is left of comparisons is the loop's own, while the edges compare every score."""
     found = inspected(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swat_flex import winners
 from swat_flex.backends.operator import define_decode, empty_output
-from swat_flex.backends.triton.config import DecodeConfig, decode_configurations, decode_values
+from swat_flex.backends.triton.config import DecodeConfig, compiler_options, decode_configurations, decode_values
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.op import FLOAT16_SHIFT, _kind, _on
 from swat_flex.problem import SwatProblem
@@ -107,7 +107,7 @@ def _launch(config: DecodeConfig, inputs: tuple[Any, ...], window: int, scale: f
         *inputs, parts, *strides, out.numel(), tokens, slots, window, scale, kv_heads, q_heads // kv_heads,
         splits, D=head_dim, BD=padded(head_dim), **dims, SHIFT=FLOAT16_SHIFT if q.dtype == torch.float16 else 0,
         KIND=_kind(q, "sigmoid"), ONE=tokens == 1, BM=tile, BN=config.block_n, STAGES=config.stages,
-        num_warps=config.warps, num_stages=config.stages,
+        **compiler_options(config),
     )  # fmt: skip
     if splits > 1:
         kernels.sum_splits_kernel[(out.numel() // value_dim,)](

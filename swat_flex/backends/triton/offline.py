@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swat_flex.backends.triton.config import Kernel, TritonConfig, configurations
+from swat_flex.backends.triton.config import Kernel, TritonConfig, compiler_options, configurations
 from swat_flex.backends.triton.descriptors import STREAMED, block_shape, padded
 from swat_flex.backends.triton.op import FLOAT16_SHIFT
 from swat_flex.problem import SwatProblem
@@ -69,8 +69,8 @@ def compile_kernel(
         else:
             signature[argument] = "fp32" if argument == "scale" else "i32"
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return triton.compile(ASTSource(kernel, signature, values, attributes), target=gpu, options=options)
+    source = ASTSource(kernel, signature, values, attributes)
+    return triton.compile(source, target=gpu, options=compiler_options(config))
 
 
 def _constants(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from swat_flex.backends.triton.config import DecodeConfig
+from swat_flex.backends.triton.config import DecodeConfig, compiler_options
 from swat_flex.backends.triton.decode_op import decode_configuration, row_tile
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.offline import _TYPES
@@ -79,5 +79,5 @@ def compile_decode(problem: SwatProblem, target: str, *, config: DecodeConfig | 
         else:
             signature[argument] = "fp32" if argument == "scale" else "i32"
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return triton.compile(ASTSource(decode_kernel, signature, values, attributes), target=gpu, options=options)
+    source = ASTSource(decode_kernel, signature, values, attributes)
+    return triton.compile(source, target=gpu, options=compiler_options(config))

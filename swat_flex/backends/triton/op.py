@@ -20,7 +20,7 @@ from torch import Tensor
 
 from swat_flex import winners
 from swat_flex.backends.operator import define, empty_output, per_head_dtype
-from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations, runs_on
+from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, compiler_options, configurations, runs_on
 from swat_flex.backends.triton.descriptors import described, padded
 from swat_flex.problem import SwatProblem
 from swat_flex.window import Window
@@ -145,7 +145,7 @@ def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
     if name == "forward":
         settings["SPECIALIZE"] = config.warp_specialize
-    return settings | {"num_warps": config.warps, "num_stages": config.stages}
+    return settings | compiler_options(config)
 
 
 def _target(device: torch.device) -> str:
