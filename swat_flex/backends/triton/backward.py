@@ -140,7 +140,9 @@ def _key_gradients(
         q = load_rows(p_q, m, q_at, q_len, BM, D, BD, MASKED)  # [BM, BD]
         grad = load_rows(p_grad, m, grad_at, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
         base = (m + offset - n - BN // 2).to(tl.float32)
-        w = weigh(product(k, tl.trans(q)), rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT,
+        s = product(k, tl.trans(q))
+        dw = product(v, tl.trans(grad))
+        w = weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT,
                   KIND, not (MASKED or DOCUMENTS))  # fmt: skip
         if MASKED or DOCUMENTS:
             d = (m + offset - n + o_m)[None, :] - o_n[:, None]
@@ -150,7 +152,7 @@ def _key_gradients(
                 seen &= same_document(tl.load(p_q_ids, mask=m + o_m < q_len, other=-1)[None, :], k_ids)
             w = tl.where(seen, w, 0.0)
         dv = product(w.to(grad.dtype), grad, dv)
-        dx = product(v, tl.trans(grad)) * (w - w * (w * 2.0**-SHIFT))  # [BN, BM], times 2^SHIFT
+        dx = dw * (w - w * (w * 2.0**-SHIFT))  # [BN, BM], times 2^SHIFT
         if MASKED or DOCUMENTS:
             dx = tl.where(w == 0.0, 0.0, dx)  # hidden: not even NaN from an unseen value
         dk = product((dx * dx_scale).to(q.dtype), q, dk)
