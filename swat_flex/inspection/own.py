@@ -26,7 +26,8 @@ class OwnKernel:
         found: what its machine code says.
         flops: floating-point operations of its matrix products in one iteration of one block; None where they are not
             what it is for.
-        interior: the loop over tiles that need no mask, the shortest that multiplies; None where it has no loop.
+        interior: the loop over tiles that need no mask: of those that multiply the one that compares least; None where
+            it has no loop.
         bytes_moved: bytes of memory that one iteration of one block of it moves; None where it reuses what it reads.
         copied: bytes that it moves for one sequence and one key head, all blocks together; None likewise.
     """
@@ -48,7 +49,8 @@ def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKerne
         config = configuration(problem, target)[name]
         found = inspect_kernel(compile_kernel(name, problem, target))
         interior = _interior(found)
-        flops = 2.0 * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
+        tiles = 1 if config.pair is None else 2
+        flops = 2.0 * tiles * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
         kernels.append(OwnKernel(name, config, found, flops, interior))
     return [*kernels, _decode(problem, target)]
 
@@ -73,4 +75,4 @@ def _decode(problem: SwatProblem, target: str) -> OwnKernel:
 
 def _interior(found: Inspection) -> Loop | None:
     products = [loop for loop in found.loops if loop.counts.get("tensor core")]
-    return min(products, key=lambda loop: len(loop.instructions), default=None)
+    return min(products, key=lambda loop: loop.counts["predicate"], default=None)

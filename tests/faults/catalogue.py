@@ -52,8 +52,8 @@ TRITON = [
         "triton",
         "wrong key head",
         _TRITON + "forward",
-        "i_b.to(tl.int64), i_h // group",
-        "i_b.to(tl.int64), i_h % (q_heads // group)",
+        "head_of(k, k_strides, i_b, i_h // group)",
+        "head_of(k, k_strides, i_b, i_h % (q_heads // group))",
     ),
     Fault(
         "triton",
@@ -66,8 +66,8 @@ TRITON = [
         "triton",
         "skipped last tile",
         _TRITON + "forward",
-        "stop = tl.minimum(first + BM + right, kv_len)",
-        "stop = tl.minimum(first + BM + right, kv_len) // BN * BN",
+        "stop = tl.minimum(first2 + BM + right, kv_len)",
+        "stop = tl.minimum(first2 + BM + right, kv_len) // BN * BN",
     ),
     Fault(
         "triton",

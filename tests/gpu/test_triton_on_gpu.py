@@ -11,7 +11,7 @@ from cases import Case
 from torch.utils.checkpoint import checkpoint
 
 from swat_flex import flex_swat
-from swat_flex.testing.budget import ENOUGH, assert_within_budget, with_gradients
+from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat, with_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -54,6 +54,27 @@ def test_descriptors_and_specialised_warps_are_right(case, fields, monkeypatch):
             assert_within_budget(
                 actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
             )
+
+
+@pytest.mark.parametrize("pair", [None, "queries", "keys"])
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_every_way_of_pairing_is_right(group, pair, monkeypatch):
+    case = Case(1000, 400, group, 64, dtype="bfloat16", kv_heads=1, biased=True)
+    exact, rough = case.exact(), case.rough()
+    with_fields(monkeypatch, block_m=64, pair=pair)
+    actual = on_gpu(case)
+    assert_within_budget(actual["out"], exact=exact["out"], rough=rough["out"], name="out", window=400)
+
+
+@pytest.mark.parametrize("slope", [-4.0, -1.6, -1.0, 1.0, 1.6, 4.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_slopes_of_any_steepness_are_right(dtype, slope):
+    """Beyond 1.04 to 2.1, by tile, a head goes the way that shares no reciprocal."""
+    q, k, v = torch.randn(3, 1, 2, 700, 64, device="cuda").to(dtype).unbind()
+    options = {"slopes": torch.full((2,), slope, device="cuda"), "scale": 1.0}
+    out = flex_swat(q, k, v, 300, backend="triton", **options)
+    exact, rough = exact_swat(q, k, v, 300, **options), rough_swat(q, k, v, 300, **options)
+    assert_within_budget(out, exact=exact, rough=rough, window=300)
 
 
 @pytest.mark.parametrize("descriptors", [False, True])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kernel = Literal["forward", "query_gradient", "key_gradients"]
+Pair = Literal["queries", "keys"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class TritonConfig:
     stages: tiles in flight in the loop over fully visible tiles.
     descriptors: loops load their tiles with the tensor memory accelerator, where a tensor qualifies.
     warp_specialize: loads, products and σ go to warps of their own; `warps` then counts those of σ.
+    pair: the forward takes two tiles at a time, and computes the weights of one while the products of the other run:
+        of "queries", which share the keys, of two heads where a key head has an even number of them; or of "keys".
     """
 
     block_m: int
@@ -26,17 +29,30 @@ class TritonConfig:
     stages: int
     descriptors: bool = False
     warp_specialize: bool = False
+    pair: Pair | None = None
 
     def is_valid(self) -> bool:
         """Tiles that a matrix product takes, with 2 to 128 scores per thread: half of its registers at most."""
         powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_m, self.block_n, self.warps))
-        scores = self.block_m * self.block_n / (32 * self.warps)
+        scores = (1 if self.pair is None else 2) * self.block_m * self.block_n / (32 * self.warps)
         return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
+
+    def pairing(self, group: int) -> str | None:
+        """The forward's PAIR, for so many query heads to a key head."""
+        if self.pair != "queries":
+            return self.pair
+        return "heads" if group % 2 == 0 else "rows"
+
+    def forward_programs(self, q_len: int, q_heads: int, group: int) -> int:
+        """Of one sequence."""
+        pairing = self.pairing(group)
+        rows = 2 * self.block_m if pairing == "rows" else self.block_m
+        return -(-q_len // rows) * (q_heads // 2 if pairing == "heads" else q_heads)
 
 
 # (largest padded head dimension, configuration), for 16-bit dtypes: what compiles without a spill.
 _Table = dict[Kernel, tuple[tuple[int, TritonConfig], ...]]
-_HOPPER: _Table = {
+_COMMON: _Table = {
     "forward": (
         (64, TritonConfig(128, 64, 4, 3)),
         (128, TritonConfig(128, 64, 8, 2)),
@@ -52,6 +68,14 @@ _HOPPER: _Table = {
         (128, TritonConfig(32, 128, 8, 2)),
         (256, TritonConfig(32, 32, 8, 2)),
     ),
+}
+# Where a warp goes on while its products run.
+_HOPPER = _COMMON | {
+    "forward": (
+        (64, TritonConfig(64, 64, 4, 3, pair="queries")),
+        (128, TritonConfig(128, 64, 8, 2, pair="keys")),
+        (256, TritonConfig(64, 32, 8, 2)),
+    )
 }
 # Where products take their operands from registers, which leaves fewer for the rest.
 _AMPERE: _Table = {
@@ -71,6 +95,7 @@ _AMPERE: _Table = {
         (256, TritonConfig(32, 32, 8, 2)),
     ),
 }
+_TABLES = {"sm_8": _AMPERE, "sm_9": _HOPPER, "sm_12": _AMPERE, "interpreter": _HOPPER}  # by a target's beginning
 _SMALLEST = TritonConfig(32, 32, 4, 1)  # fits every GPU
 
 
@@ -85,7 +110,9 @@ def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
         config: anything.
         target: "sm_90", "gfx942", …, or "interpreter".
     """
-    if config.warp_specialize and not (kernel == "forward" and target in ("sm_100", "interpreter")):
+    if (config.warp_specialize or config.pair is not None) and kernel != "forward":
+        return False
+    if config.warp_specialize and target not in ("sm_100", "interpreter"):
         return False
     accelerated = target == "interpreter" or (target.startswith("sm_") and int(target.removeprefix("sm_")) >= 90)
     return not config.descriptors or (accelerated and max(config.block_m, config.block_n) <= 256)
@@ -102,20 +129,20 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int, target: str) 
     """
     if itemsize == 4:
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
-    version = int(target.removeprefix("sm_")) if target.startswith("sm_") else 90
-    table = _AMPERE if version < 90 or version >= 120 else _HOPPER
+    table = next((table for prefix, table in _TABLES.items() if target.startswith(prefix)), _COMMON)
     chosen = next(config for largest, config in table[kernel] if padded_dim <= largest)
     return chosen, _SMALLEST
 
 
 # By field of TritonConfig: the values worth trying.
-VALUES: dict[str, tuple[int | bool, ...]] = {
+VALUES: dict[str, tuple[int | bool | str | None, ...]] = {
     "block_m": (16, 32, 64, 128, 256),
     "block_n": (16, 32, 64, 128, 256),
     "warps": (2, 4, 8, 16),
     "stages": (1, 2, 3, 4, 5),
     "descriptors": (False, True),
     "warp_specialize": (False, True),
+    "pair": (None, "queries", "keys"),
 }
 
 

@@ -89,4 +89,7 @@ def _constants(
         "BOTH_SIDES": problem.window.right != 0 or itemsize == 4, "KIND": kind.value, "SHIFT": shift,
         "BM": config.block_m, "BN": config.block_n, "STAGES": config.stages,
     }  # fmt: skip
-    return constants | ({"SPECIALIZE": config.warp_specialize} if name == "forward" else {})
+    if name == "forward":
+        constants |= {"SPECIALIZE": config.warp_specialize}
+        constants |= {"PAIR": config.pairing(problem.q_heads // problem.kv_heads)}
+    return constants

@@ -75,7 +75,7 @@ def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
     return Tunable(
         name=f"triton.{kernel}",
         config_type=TritonConfig,
-        choices=lambda problem: VALUES,
+        choices=lambda problem: VALUES if kernel == "forward" else VALUES | {"pair": (None,)},
         is_valid=TritonConfig.is_valid,
         default=default,
         files=tuple(folder / file for file in ("op.py", "sigmoid.py", "tiles.py", "descriptors.py", *files)),
@@ -102,8 +102,8 @@ class _Call:
         q_len, kv_len, head_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
         left, right = window.reach(q_len, kv_len)
         document_stride = kv_len if document_ids is not None and document_ids.dim() == 2 else 0
-        group = q.shape[1] // k.shape[1]
-        self.sizes = (q_len, kv_len, left, right, scale, q.shape[1], group, document_stride)
+        self.group = q.shape[1] // k.shape[1]
+        self.sizes = (q_len, kv_len, left, right, scale, q.shape[1], self.group, document_stride)
         self.padded = padded(head_dim), padded(value_dim)
         self.constants: dict[str, Any] = {
             "D": head_dim, "DV": value_dim, "BD": self.padded[0], "BDV": self.padded[1],
@@ -123,8 +123,9 @@ class _Call:
             if special and not runs_on(name, config, _target(self.q.device)):
                 launched = replace(config, descriptors=False, warp_specialize=False)
             given = described(name, launched, args) if launched.descriptors else args
+            settings = _settings(name, launched, self.group)
             try:
-                kernel[(tiles(config),)](*given, *self.sizes, **self.constants, **more, **_settings(name, launched))
+                kernel[(tiles(config),)](*given, *self.sizes, **self.constants, **more, **settings)
                 return
             except OutOfResources:
                 if config is candidates[-1]:
@@ -140,11 +141,11 @@ class _Call:
         return defaults if winner is None else (winner, *defaults)
 
 
-def _settings(name: Kernel, config: TritonConfig) -> dict[str, Any]:
+def _settings(name: Kernel, config: TritonConfig, group: int) -> dict[str, Any]:
     """A configuration in the words of a launch."""
     settings: dict[str, Any] = {"BM": config.block_m, "BN": config.block_n, "STAGES": config.stages}
     if name == "forward":
-        settings["SPECIALIZE"] = config.warp_specialize
+        settings |= {"SPECIALIZE": config.warp_specialize, "PAIR": config.pairing(group)}
     return settings | compiler_options(config)
 
 
@@ -186,7 +187,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     out = empty_output(q, v.shape[3])
     with _on(q):
         call.launch(
-            forward_kernel, "forward", lambda c: _tiles(q.shape[2], c.block_m) * q.shape[1] * q.shape[0],
+            forward_kernel, "forward", lambda c: c.forward_programs(q.shape[2], q.shape[1], call.group) * q.shape[0],
             q, k, v, *call.vectors, out, *(_strides(x) for x in (q, k, v, out)), SHIFT=call.shift,
         )  # fmt: skip
     return out

@@ -93,7 +93,7 @@ def weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr,
         y = s * factor + (columns * slope + (base * slope + bias))[None, :]
         row = rows * slope
     else:
-        y = s * factor + ((rows * slope)[:, None] + (columns * slope + (base * slope + bias))[None, :])
+        y = s * factor + ((rows * slope + (base * slope + bias))[:, None] + (columns * slope)[None, :])
     if KIND == FAST and SHARED:
         return shared_sigmoid(y, row, SHIFT)
     return sigmoid(y, SHIFT, KIND)
