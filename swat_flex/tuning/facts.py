@@ -43,7 +43,7 @@ def complaint(
     elif runs_on(kernel, config, target):
         compiled = compile_kernel(kernel, problem, target, config=config)
     else:
-        return f"asks for descriptors or warp specialisation, which the {kernel} kernel does not have on {target}"
+        return f"asks for descriptors, warp specialisation or pairs, which {kernel} does not have on {target}"
     if compiled.metadata.shared > shared_limit:
         return f"needs {compiled.metadata.shared:,} bytes of shared memory, and a block may use {shared_limit:,}"
     if target not in TARGETS:
