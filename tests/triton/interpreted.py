@@ -172,6 +172,26 @@ def test_every_way_of_pairing_computes_the_same(case, pair):
         check(case)
 
 
+# Windows of whole tiles, whose edges fold into one.
+FOLDED = [
+    Case(200, 96, 2, 16, kv_heads=1, biased=True),
+    Case(200, 96, 2, 16, dtype="float16", kv_heads=2, batch=2, fewer=41),
+    Case(150, 32, 2, 16, 24, "float16", kv_heads=1),  # no interior
+    Case(200, (40, 23), 2, 16, dtype="float16", kv_heads=1),
+    Case(170, (0, 63), 1, 40, kv_heads=1, layout="transposed"),
+    Case(200, (95, 0), 3, 16, dtype="float16", kv_heads=1, documents="packed"),  # which do not fold
+    Case(200, 65, 2, 16, dtype="float16", kv_heads=1),  # nor does this
+]
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+@pytest.mark.parametrize("pair", [None, "queries"])
+@pytest.mark.parametrize("case", FOLDED, ids=str)
+def test_the_windows_edges_fold_into_one_tile(case, pair, descriptors):
+    with winners.using({"triton.forward": TritonConfig(32, 32, 4, 2, descriptors, pair=pair)}):
+        check(case)
+
+
 def test_keys_that_nobody_sees_get_gradients_of_zero():
     case = Case(100, 8, 2, 16, fewer=80, kv_heads=1)
     results = case.run(flex_swat, backend="triton")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Case
-from interpreted import CASES, LONG, check
+from interpreted import CASES, FOLDED, LONG, check
 from ptx import elementwise, in_threads, in_tile
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -87,14 +87,21 @@ def test_slopes_of_any_steepness_are_within_budget(slope, small_tiles, assembled
     assert (assembled[8] > 0) == (abs(slope) * 1.4427 * 16 < 96)
 
 
+@pytest.mark.parametrize("case", [case for case in FOLDED if case.dtype == "float16"], ids=str)
+def test_folded_edges_are_within_budget(case, small_tiles):
+    check(case)
+
+
+@pytest.mark.parametrize("window", [140, 128])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e4])
-def test_an_unseen_key_changes_no_bit(value, small_tiles, assembled):
-    q, k, v = torch.randn(3, 1, 1, 250, 16).half().unbind()
-    clean = flex_swat(q, k, v, 140, backend="triton")
+def test_an_unseen_key_changes_no_bit(value, window, small_tiles, assembled):
+    q, k, v = torch.randn(3, 1, 2, 250, 16).half().unbind()
+    k, v = k[:, :1].contiguous(), v[:, :1].contiguous()
+    clean = flex_swat(q, k, v, window, backend="triton")
     k[:, :, 30] = value
-    out = flex_swat(q, k, v, 140, backend="triton")
+    out = flex_swat(q, k, v, window, backend="triton")
     unseen = torch.ones(250, dtype=torch.bool)
-    unseen[30:170] = False
+    unseen[30 : 30 + window] = False
     assert torch.equal(out[:, :, unseen], clean[:, :, unseen])
     assert assembled[8] > 0
 

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from swat_flex.backends.triton.tiles import (
-    end_of_interior,
     head_factors,
     head_of,
+    is_gentle,
     load_rows,
     product,
     same_document,
@@ -102,7 +102,7 @@ def query_gradient_kernel(
     stop = tl.minimum(first + BM + right, kv_len)
     inner = tl.minimum(tl.maximum(tl.cdiv(first + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
-    outer = end_of_interior(inner, outer, slope, BM, BOTH_SIDES, KIND)
+    outer = tl.where(is_gentle(slope, BM, BOTH_SIDES, KIND), outer, inner)
     gap = outer - inner
     acc, dslope, dbias = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     acc, dslope, dbias = _query_gradient(
@@ -205,7 +205,7 @@ def key_gradients_kernel(
         factor, slope, bias = head_factors(slopes, logit_bias, h, scale, SHIFT, KIND)
         p_q, q_at = head_of(q, q_strides, i_b, h)
         p_grad, grad_at = head_of(grad, grad_strides, i_b, h)
-        outer = end_of_interior(inner, whole, slope, BN, BOTH_SIDES, KIND)
+        outer = tl.where(is_gentle(slope, BN, BOTH_SIDES, KIND), whole, inner)
         gap = outer - inner
         dk_acc, dv_acc = _key_gradients(
             dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop - gap, inner, gap, n,

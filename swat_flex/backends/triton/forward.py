@@ -4,14 +4,16 @@ import triton
 import triton.language as tl
 
 from swat_flex.backends.triton.tiles import (
-    end_of_interior,
+    exponent,
     head_factors,
     head_of,
+    is_gentle,
     load_rows,
     product,
     same_document,
     store_rows,
     weigh,
+    weights,
 )
 
 
@@ -78,6 +80,27 @@ def _attend(
 
 
 @triton.jit
+def _attend_folded(
+    acc, q, k, v, k2, v2, first, n, n2, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
+    SHIFT: tl.constexpr, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """acc + Σ σ v over the two edges: row r sees the columns after r of the keys n …, the rest of the keys n2 …."""
+    o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
+    rows, columns = (o_m - BM // 2).to(tl.float32), -o_n.to(tl.float32)
+    middle = first + BM // 2
+    s, s2 = product(q, tl.trans(k)), product(q, tl.trans(k2))  # [BM, BN]
+    y, row = exponent(s, rows, columns, (middle - n).to(tl.float32), factor, slope, bias, HAS_SLOPES, BOTH_SIDES, KIND,
+                      True)  # fmt: skip
+    y2, _ = exponent(s2, rows, columns, (middle - n2).to(tl.float32), factor, slope, bias, HAS_SLOPES, BOTH_SIDES, KIND,
+                     True)  # fmt: skip
+    after = o_n[None, :] > o_m[:, None]
+    w = weights(tl.where(after, y, y2), row, SHIFT, KIND, True).to(v.dtype)
+    zero = tl.zeros_like(w)
+    acc = product(tl.where(after, w, zero), v, acc)
+    return product(tl.where(after, zero, w), v2, acc)
+
+
+@triton.jit
 def _query_rows(
     q, q_strides, q_len, i_b, i_h, row, offset, document_ids, document_stride, kv_len,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
@@ -105,7 +128,9 @@ def forward_kernel(
     Grid: query tiles fastest, then heads, then the batch. One program owns BM query rows of one head; with PAIR "heads"
     the same rows of the next head too, which shares the key head; with "rows" the BM rows after them too. It takes two
     key tiles at a time with "keys". While the weights of one half are computed the other half's products run.
-    Reads: key tiles that touch the band: its edges masked, then the interior without mask arithmetic.
+    Reads: key tiles that touch the band: its edges masked, then the interior without mask arithmetic. With square tiles
+    and a window of whole tiles the edges complete each other: a row sees of the left one just the columns that it does
+    not see of the right one, and one tile of weights serves both.
     Writes: each row below Lq once, in out's dtype; sums in float32.
     Needs: strides in elements, order b h l d; BD ≥ D and BDV ≥ DV powers of two, at least 16.
     """
@@ -113,6 +138,7 @@ def forward_kernel(
     ROWS: tl.constexpr = 2 * BM if PAIR == "rows" else BM
     TWO: tl.constexpr = HEADS * ROWS != BM  # halves of rows
     EDGE_PAIR: tl.constexpr = PAIR if TWO else None
+    FOLD: tl.constexpr = BM == BN and ROWS == BM and PAIR != "keys" and document_ids is None
     tiles = tl.cdiv(q_len, ROWS)
     i_m, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     i_b, i_h = i_bh // (q_heads // HEADS), i_bh % (q_heads // HEADS) * HEADS
@@ -140,15 +166,30 @@ def forward_kernel(
     stop = tl.minimum(first2 + BM + right, kv_len)
     inner = tl.minimum(tl.maximum(tl.cdiv(first2 + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
-    outer = end_of_interior(inner, outer, slope, BM, BOTH_SIDES, KIND)
-    if PAIR == "heads":
-        outer = end_of_interior(inner, outer, slope2, BM, BOTH_SIDES, KIND)
+    gentle = is_gentle(slope, BM, BOTH_SIDES, KIND) & is_gentle(slope2, BM, BOTH_SIDES, KIND)
+    outer = tl.where(gentle, outer, inner)
     if PAIR == "keys":
         outer -= (outer - inner) % (2 * BN)
+    acc, acc2 = tl.zeros([BM, BDV], tl.float32), tl.zeros([BM, BDV], tl.float32)
+    if FOLD:
+        # Key tiles counted from the window's ends, where both lie inside: all between the two edges is interior.
+        n, n2 = first - left - 1, first + right
+        folds = gentle & (n >= 0) & (n2 + BN <= kv_len) & ((n2 - n) % BN == 0)
+        start, stop = tl.where(folds, n + BN, start), tl.where(folds, n2, stop)
+        inner, outer = tl.where(folds, start, inner), tl.where(folds, stop, outer)
+        for _ in tl.range(0, folds.to(tl.int32), num_stages=1):
+            b_k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, False)
+            b_v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, False)
+            b_k2 = load_rows(p_k, n2, k_at, kv_len, BN, D, BD, False)
+            b_v2 = load_rows(p_v, n2, v_at, kv_len, BN, DV, BDV, False)
+            acc = _attend_folded(acc, queries, b_k, b_v, b_k2, b_v2, first, n, n2, factor, slope, bias, HAS_SLOPES,
+                                 BOTH_SIDES, SHIFT, KIND, BM, BN)  # fmt: skip
+            if TWO:
+                acc2 = _attend_folded(acc2, queries2, b_k, b_v, b_k2, b_v2, first, n, n2, factor, slope2, bias2,
+                                      HAS_SLOPES, BOTH_SIDES, SHIFT, KIND, BM, BN)  # fmt: skip
     gap = outer - inner
-    acc = tl.zeros([BM, BDV], tl.float32)
     acc, acc2 = _attend(
-        acc, acc, queries, queries2, p_k, p_v, k_at, v_at, p_ids, ids, ids2, start, stop - gap, inner, gap, first,
+        acc, acc2, queries, queries2, p_k, p_v, k_at, v_at, p_ids, ids, ids2, start, stop - gap, inner, gap, first,
         first2, left, right, kv_len, factor, slope, slope2, bias, bias2, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True,
         SHIFT, KIND, D, DV, BD, BDV, BM, BN, STAGES, SPECIALIZE, EDGE_PAIR)  # fmt: skip
     acc, acc2 = _attend(

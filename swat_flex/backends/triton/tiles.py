@@ -78,11 +78,12 @@ def head_factors(slopes, logit_bias, i_h, scale, SHIFT: tl.constexpr, KIND: tl.c
 
 
 @triton.jit
-def weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
-          SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """2^SHIFT·σ(x) of the products s `[R, C]`, where i − j = rows[:, None] + columns[None, :] + base (float32).
+def exponent(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
+             KIND: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """(y `[R, C]`, row `[R]`) of the products s, as `weights` takes them; row is 0 unless KIND is FAST and SHARED.
 
-    With keys on one side only |i − j| = ±(i − j) splits into a part per row and a part per column.
+    i − j = rows[:, None] + columns[None, :] + base (float32). With keys on one side only |i − j| = ±(i − j) splits into
+    a part per row and a part per column.
     """
     row = tl.zeros_like(rows)
     if not HAS_SLOPES:
@@ -94,17 +95,31 @@ def weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr,
         row = rows * slope
     else:
         y = s * factor + ((rows * slope + (base * slope + bias))[:, None] + (columns * slope)[None, :])
+    return y, row
+
+
+@triton.jit
+def weights(y, row, SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):
+    """2^SHIFT·σ(x) of `exponent`'s result; SHARED where all of a row's elements may meet in one reciprocal."""
     if KIND == FAST and SHARED:
         return shared_sigmoid(y, row, SHIFT)
     return sigmoid(y, SHIFT, KIND)
 
 
 @triton.jit
-def end_of_interior(inner, outer, slope, ROWS: tl.constexpr, BOTH_SIDES: tl.constexpr, KIND: tl.constexpr):
-    """`outer`; `inner` where a row's part of y could reach ROW_LIMIT: such a head goes the edges' way throughout."""
+def weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr,
+          SHIFT: tl.constexpr, KIND: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """`weights` of `exponent`."""
+    y, row = exponent(s, rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, KIND, SHARED)
+    return weights(y, row, SHIFT, KIND, SHARED)
+
+
+@triton.jit
+def is_gentle(slope, ROWS: tl.constexpr, BOTH_SIDES: tl.constexpr, KIND: tl.constexpr):
+    """Whether a row's part of y stays below ROW_LIMIT; where not, every tile of the head is taken as an edge."""
     if KIND != FAST or BOTH_SIDES:
-        return outer
-    return tl.where(tl.abs(slope) * (ROWS // 2) < ROW_LIMIT, outer, inner)
+        return True
+    return tl.abs(slope) * (ROWS // 2) < ROW_LIMIT
 
 
 @triton.jit
