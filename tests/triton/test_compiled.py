@@ -102,7 +102,7 @@ CEILINGS = [
     ("forward", 64, "sigmoid", TritonConfig(64, 64, 4, 3, pair="queries"), 620, 1.25),
     ("forward", 64, "tanh-sigmoid", TritonConfig(64, 64, 4, 3, pair="queries"), 440, 1.0),
     ("forward", 128, "sigmoid", TritonConfig(128, 64, 8, 2, pair="keys"), 700, 1.25),
-    ("forward", 128, "tanh-sigmoid", TritonConfig(128, 64, 8, 2, pair="keys"), 610, 1.0),
+    ("forward", 128, "tanh-sigmoid", TritonConfig(128, 64, 8, 2, pair="keys"), 520, 1.0),
     ("forward", 128, "sigmoid", TritonConfig(128, 64, 8, 2), 370, 1.25),
     ("forward", 128, "tanh-sigmoid", TritonConfig(128, 64, 8, 2), 305, 1.0),
     ("query_gradient", 64, "sigmoid", TritonConfig(128, 64, 8, 3), 430, 1.25),
