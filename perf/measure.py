@@ -124,7 +124,7 @@ def time_all(runs: Mapping[str, Callable[[], object]], setting: Setting, graphs:
     """Every run in interleaved rounds by one clock, since times of two do not compare.
 
     On CUDA a forward is timed as a CUDA graph, which leaves the host's launch cost out; where one contender cannot be
-    captured, and for training, all are timed by events around trains of launches.
+    captured, and for training, all are timed by events around every launch.
     """
     if setting.device.type == "cuda":
         if graphs:

@@ -49,8 +49,7 @@ def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKerne
         config = configuration(problem, target)[name]
         found = inspect_kernel(compile_kernel(name, problem, target))
         interior = _interior(found)
-        tiles = 1 if config.pair is None else 2
-        flops = 2.0 * tiles * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
+        flops = 2.0 * config.tiles * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
         kernels.append(OwnKernel(name, config, found, flops, interior))
     return [*kernels, _decode(problem, target)]
 

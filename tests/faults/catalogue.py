@@ -39,7 +39,7 @@ BANDED = [
 
 _TRITON = "backends.triton."
 TRITON = [
-    Fault("triton", "mask off by one", _TRITON + "forward", "j[None, :] >= (first", "j[None, :] > (first"),
+    Fault("triton", "mask off by one", _TRITON + "tiles", "j[None, :] >= (i - left", "j[None, :] > (i - left"),
     Fault(
         "triton",
         "sign of the slope",

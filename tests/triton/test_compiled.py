@@ -115,7 +115,7 @@ CEILINGS = [
 @pytest.mark.parametrize(("name", "head_dim", "activation", "config", "ceiling", "per_score"), CEILINGS)
 def test_the_interior_loop_stays_below_its_ceiling(name, head_dim, activation, config, ceiling, per_score):
     loop = interior(inspected(name, head_dim=head_dim, activation=activation, config=config))
-    scores = (1 if config.pair is None else 2) * config.block_m * config.block_n / (32 * config.warps)
+    scores = config.tiles * config.block_m * config.block_n / (32 * config.warps)
     print(f"{name} D={head_dim} {activation}: {len(loop.instructions)} instructions, ceiling {ceiling}")
     assert len(loop.instructions) <= ceiling
     assert special_functions(loop) == per_score * scores
@@ -134,7 +134,8 @@ def test_the_interior_loop_compares_nothing(name):
     found = inspected(name)
     inside = interior(found)
     for loop in found.loops:
-        assert loop.counts["predicate"] <= 24 if loop is inside else loop.counts["predicate"] >= 128
+        compared = sum("SETP" in i.opcode for i in loop.instructions)
+        assert compared <= 8 if loop is inside else loop.counts["predicate"] >= 128
 
 
 @pytest.mark.parametrize(
@@ -170,11 +171,11 @@ def test_products_run_while_weights_are_computed(name, head_dim, group):
 DESCRIBED = [
     # as CEILINGS, and the registers per thread: addresses need none
     ("forward", 64, TritonConfig(64, 64, 4, 3, True, pair="queries"), 610, 225),
-    ("forward", 128, TritonConfig(128, 64, 8, 2, True), 360, 180),
+    ("forward", 128, TritonConfig(128, 64, 8, 2, True), 360, 170),
     ("query_gradient", 64, TritonConfig(128, 64, 8, 3, True), 440, 165),
     ("query_gradient", 128, TritonConfig(128, 64, 8, 2, True), 480, 235),
-    ("key_gradients", 64, TritonConfig(64, 128, 8, 2, True), 470, 230),
-    ("key_gradients", 128, TritonConfig(32, 128, 8, 2, True), 340, 240),
+    ("key_gradients", 64, TritonConfig(64, 128, 8, 2, True), 470, 210),
+    ("key_gradients", 128, TritonConfig(32, 128, 8, 2, True), 325, 240),
 ]
 
 
@@ -186,8 +187,8 @@ def test_descriptors_load_by_the_accelerator_and_free_registers(name, head_dim, 
     assert any(i.opcode.startswith("UTMALDG") for i in loop.instructions)
     assert not any(i.opcode.startswith("LDGSTS") for i in found.instructions)
     assert not found.local_memory_instructions
-    assert len(loop.instructions) <= ceiling
-    assert found.resources.registers <= registers
+    assert len(loop.instructions) <= (1.05 if OLD else 1) * ceiling
+    assert found.resources.registers <= (1.1 if OLD else 1) * registers
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -20,6 +20,7 @@ from swat_flex.backends.triton.tiles import (
     product,
     same_document,
     store_rows,
+    visible,
     weigh,
 )
 
@@ -48,10 +49,7 @@ def _query_gradient(
                   not (MASKED or DOCUMENTS))  # fmt: skip
         dx = product(grad, tl.trans(v)) * (w - w * w)  # [BM, BN]
         if MASKED or DOCUMENTS:
-            j = n + o_n
-            seen = (j[None, :] >= (first + o_m - left)[:, None]) & (j[None, :] <= (first + o_m + right)[:, None])
-            if DOCUMENTS:
-                seen &= same_document(q_ids, tl.load(p_ids + j, mask=j < kv_len, other=-1)[None, :])
+            seen = visible(first + o_m, n + o_n, left, right, kv_len, p_ids, q_ids, DOCUMENTS)
             dx = tl.where(seen, dx, 0.0)
         if PER_HEAD:
             dslope += tl.sum(dx * tl.abs((rows + base)[:, None] + columns[None, :]), 1)

@@ -16,7 +16,7 @@ class TritonConfig:
     block_m: queries in a tile.
     block_n: keys in a tile.
     warps: of one program.
-    stages: tiles in flight in the loop over fully visible tiles.
+    stages: steps of a loop in flight.
     descriptors: loops load their tiles with the tensor memory accelerator, where a tensor qualifies.
     warp_specialize: loads, products and σ go to warps of their own; `warps` then counts those of σ.
     pair: the forward takes two tiles at a time, and computes the weights of one while the products of the other run:
@@ -34,8 +34,13 @@ class TritonConfig:
     def is_valid(self) -> bool:
         """Tiles that a matrix product takes, with 2 to 128 scores per thread: half of its registers at most."""
         powers = all(n >= 1 and n & (n - 1) == 0 for n in (self.block_m, self.block_n, self.warps))
-        scores = (1 if self.pair is None else 2) * self.block_m * self.block_n / (32 * self.warps)
+        scores = self.tiles * self.block_m * self.block_n / (32 * self.warps)
         return powers and min(self.block_m, self.block_n) >= 16 and 2 <= scores <= 128 and self.stages >= 1
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of scores that a program has at a time."""
+        return 1 if self.pair is None else 2
 
     def pairing(self, group: int) -> str | None:
         """The forward's PAIR, for so many query heads to a key head."""
@@ -50,57 +55,37 @@ class TritonConfig:
         return -(-q_len // rows) * (q_heads // 2 if pairing == "heads" else q_heads)
 
 
-# (largest padded head dimension, configuration), for 16-bit dtypes: what compiles without a spill.
-_Table = dict[Kernel, tuple[tuple[int, TritonConfig], ...]]
+# By kernel and the largest padded head dimension, for 16-bit dtypes: what compiles without a spill.
+_Table = dict[tuple[Kernel, int], TritonConfig]
 _COMMON: _Table = {
-    "forward": (
-        (64, TritonConfig(128, 64, 4, 3)),
-        (128, TritonConfig(128, 64, 8, 2)),
-        (256, TritonConfig(64, 32, 8, 2)),
-    ),
-    "query_gradient": (
-        (64, TritonConfig(128, 64, 8, 3)),
-        (128, TritonConfig(128, 64, 8, 2)),
-        (256, TritonConfig(64, 32, 8, 2)),
-    ),
-    "key_gradients": (
-        (64, TritonConfig(64, 128, 8, 2)),
-        (128, TritonConfig(32, 128, 8, 2)),
-        (256, TritonConfig(32, 32, 8, 2)),
-    ),
+    ("forward", 64): TritonConfig(128, 64, 4, 3),
+    ("forward", 128): TritonConfig(128, 64, 8, 2),
+    ("forward", 256): TritonConfig(64, 32, 8, 2),
+    ("query_gradient", 64): TritonConfig(128, 64, 8, 3),
+    ("query_gradient", 128): TritonConfig(128, 64, 8, 2),
+    ("query_gradient", 256): TritonConfig(64, 32, 8, 2),
+    ("key_gradients", 64): TritonConfig(64, 128, 8, 2),
+    ("key_gradients", 128): TritonConfig(32, 128, 8, 2),
+    ("key_gradients", 256): TritonConfig(32, 32, 8, 2),
 }
 # Where a warp goes on while its products run.
-_HOPPER = _COMMON | {
-    "forward": (
-        (64, TritonConfig(64, 64, 4, 3, pair="queries")),
-        (128, TritonConfig(128, 64, 8, 2, pair="keys")),
-        (256, TritonConfig(64, 32, 8, 2)),
-    )
+_HOPPER: _Table = _COMMON | {
+    ("forward", 64): TritonConfig(64, 64, 4, 3, pair="queries"),
+    ("forward", 128): TritonConfig(128, 64, 8, 2, pair="keys"),
 }
 # Where products take their operands from registers, which leaves fewer for the rest.
-_AMPERE: _Table = {
-    "forward": (
-        (64, TritonConfig(128, 64, 4, 3)),
-        (128, TritonConfig(64, 64, 4, 2)),
-        (256, TritonConfig(64, 32, 8, 2)),
-    ),
-    "query_gradient": (
-        (64, TritonConfig(128, 64, 8, 3)),
-        (128, TritonConfig(128, 32, 8, 2)),
-        (256, TritonConfig(64, 32, 8, 2)),
-    ),
-    "key_gradients": (
-        (64, TritonConfig(32, 128, 8, 2)),
-        (128, TritonConfig(32, 64, 4, 2)),
-        (256, TritonConfig(32, 32, 8, 2)),
-    ),
+_AMPERE: _Table = _COMMON | {
+    ("forward", 128): TritonConfig(64, 64, 4, 2),
+    ("query_gradient", 128): TritonConfig(128, 32, 8, 2),
+    ("key_gradients", 64): TritonConfig(32, 128, 8, 2),
+    ("key_gradients", 128): TritonConfig(32, 64, 4, 2),
 }
 _TABLES = {"sm_8": _AMPERE, "sm_9": _HOPPER, "sm_12": _AMPERE, "interpreter": _HOPPER}  # by a target's beginning
 _SMALLEST = TritonConfig(32, 32, 4, 1)  # fits every GPU
 
 
 def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
-    """Whether a target has what a configuration asks for; a launch drops `descriptors` and `warp_specialize` where not.
+    """Whether a kernel has, on a target, what a configuration asks for; what it has not a launch drops.
 
     Triton's specialiser for Hopper takes neither two loops nor operands by pointer: 3.6 and 3.7 stop with an internal
     error. On Blackwell both kernels of the backward come out with spills or do not compile.
@@ -130,8 +115,7 @@ def configurations(kernel: Kernel, padded_dim: int, itemsize: int, target: str) 
     if itemsize == 4:
         return TritonConfig(32, 32, 4, 1), TritonConfig(16, 16, 4, 1)
     table = next((table for prefix, table in _TABLES.items() if target.startswith(prefix)), _COMMON)
-    chosen = next(config for largest, config in table[kernel] if padded_dim <= largest)
-    return chosen, _SMALLEST
+    return table[kernel, 64 if padded_dim <= 64 else 128 if padded_dim <= 128 else 256], _SMALLEST
 
 
 # By field of TritonConfig: the values worth trying.

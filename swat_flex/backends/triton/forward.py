@@ -10,8 +10,8 @@ from swat_flex.backends.triton.tiles import (
     is_gentle,
     load_rows,
     product,
-    same_document,
     store_rows,
+    visible,
     weigh,
     weights,
 )
@@ -30,10 +30,7 @@ def _weights(
     w = weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT, KIND,
               not (MASKED or DOCUMENTS))  # fmt: skip
     if MASKED or DOCUMENTS:
-        j = n + o_n
-        seen = (j[None, :] >= (first + o_m - left)[:, None]) & (j[None, :] <= (first + o_m + right)[:, None])
-        if DOCUMENTS:
-            seen &= same_document(q_ids, tl.load(p_ids + j, mask=j < kv_len, other=-1)[None, :])
+        seen = visible(first + o_m, n + o_n, left, right, kv_len, p_ids, q_ids, DOCUMENTS)
         w = tl.where(seen, w, 0.0)
     return w
 
@@ -136,9 +133,9 @@ def forward_kernel(
     """
     HEADS: tl.constexpr = 2 if PAIR == "heads" else 1
     ROWS: tl.constexpr = 2 * BM if PAIR == "rows" else BM
-    TWO: tl.constexpr = HEADS * ROWS != BM  # halves of rows
+    TWO: tl.constexpr = PAIR == "heads" or PAIR == "rows"
     EDGE_PAIR: tl.constexpr = PAIR if TWO else None
-    FOLD: tl.constexpr = BM == BN and ROWS == BM and PAIR != "keys" and document_ids is None
+    FOLD: tl.constexpr = BM == BN and (PAIR is None or PAIR == "heads") and document_ids is None
     tiles = tl.cdiv(q_len, ROWS)
     i_m, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     i_b, i_h = i_bh // (q_heads // HEADS), i_bh % (q_heads // HEADS) * HEADS

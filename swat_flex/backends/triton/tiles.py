@@ -126,3 +126,12 @@ def is_gentle(slope, ROWS: tl.constexpr, BOTH_SIDES: tl.constexpr, KIND: tl.cons
 def same_document(q_ids, k_ids):
     """Equal ids that are not padding's; the two broadcast."""
     return (q_ids == k_ids) & (q_ids >= 0)
+
+
+@triton.jit
+def visible(i, j, left, right, kv_len, p_ids, q_ids, DOCUMENTS: tl.constexpr):
+    """Which keys at positions j `[BN]` the queries at i `[BM]` with ids q_ids `[BM, 1]` see, `[BM, BN]`."""
+    seen = (j[None, :] >= (i - left)[:, None]) & (j[None, :] <= (i + right)[:, None])
+    if DOCUMENTS:
+        seen &= same_document(q_ids, tl.load(p_ids + j, mask=j < kv_len, other=-1)[None, :])
+    return seen
