@@ -98,6 +98,7 @@ def _lines(panel: Axes, found: dict[tuple[str, str], list[Point]], across: str, 
                 color=colour,
                 linestyle=":",
                 marker="o",
+                markevery=slice(1, None),  # the first point was measured
                 mfc="white",
                 ms=4,
             )
