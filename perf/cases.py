@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swat_flex.problem import SwatProblem, WindowLike
+from swat_flex.problem import Problem, WindowLike
 from swat_flex.window import Window
 
 Passes = Literal["forward", "both"]  # both: forward and backward
@@ -67,9 +67,9 @@ class Definition:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     slopes: Literal["balanced", "alibi"] | None = "balanced"
 
-    def problem(self, case: Case, device: str) -> SwatProblem:
+    def problem(self, case: Case, device: torch.device) -> Problem:
         """The call it makes of a case."""
-        return SwatProblem(
+        return Problem(
             batch=case.batch,
             q_heads=case.q_heads,
             kv_heads=case.kv_heads,
@@ -78,7 +78,7 @@ class Definition:
             head_dim=case.head_dim,
             value_dim=case.head_dim,
             dtype=case.torch_dtype,
-            device_type=device,
+            device=device,
             window=Window.of(self.window),
             activation=self.activation,
             has_slopes=self.slopes is not None,
@@ -89,9 +89,11 @@ class Definition:
 
     def work(self, case: Case, passes: Passes) -> tuple[float, int]:
         """(useful FLOPs, least bytes); what a decoding step need not read, it does not count."""
-        problem = self.problem(case, "cpu")
+        problem = self.problem(case, torch.device("cpu"))
         if self.window is not None:
-            problem = replace(problem, kv_len=min(case.kv_len, case.q_len + Window.of(self.window).reach(1, 2**62)[0]))
+            problem = replace(
+                problem, kv_len=min(case.kv_len, case.q_len + Window.of(self.window).clamped(1, 2**62)[0])
+            )
         flops, moved = problem.flops(), problem.bytes()
         if passes == "both":
             flops, moved = flops + problem.flops(backward=True), moved + problem.bytes(backward=True)

@@ -137,7 +137,7 @@ def _named(tensors: list[Tensor]) -> list[tuple[str, Tensor]]:
 
 def _samples(case: Case, definition: Definition) -> list[tuple[int, int]]:
     """Ranges of query rows: the first, some in the middle that start at no multiple of a tile, the last."""
-    left, right = Window.of(definition.window).reach(case.q_len, case.kv_len)
+    left, right = Window.of(definition.window).clamped(case.q_len, case.kv_len)
     keys = min(case.kv_len, left + right + ROWS)
     rows = max(1, min(ROWS, SCORES // (case.batch * case.q_heads * keys)))
     if case.q_len <= 3 * rows:

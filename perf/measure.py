@@ -230,5 +230,5 @@ def _chosen(case: Case, peers: Sequence[Peer], rows: dict[str, Row], setting: Se
     names = ["swat_decode"]
     swat = next((peer for peer in peers if peer.name.startswith("swat ")), None)
     if swat is not None:
-        names.append(f"swat {dispatch.choose(swat.definition(case).problem(case, setting.device.type)).backend}")
+        names.append(f"swat {dispatch.choose(swat.definition(case).problem(case, setting.device)).backend}")
     return next((name for name in names if name in rows and rows[name].status == "timed"), "")

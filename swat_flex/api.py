@@ -1,18 +1,16 @@
-"""`flex_swat`, the door: validate, describe, choose, run."""
+"""`flex_swat`, the door: resolve the arguments, choose a backend, run it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from swat_flex import dispatch, reference, validation, winners
-from swat_flex.positions import slopes_of
-from swat_flex.problem import Activation, Backend, Slopes, SwatProblem, WindowLike
-from swat_flex.window import Window
-from swat_flex.winners import Call
+from swat_flex import dispatch, tuned, validation
+from swat_flex.operands import Operands
+from swat_flex.problem import Activation, Backend, Slopes, WindowLike
 
 
 def flex_swat(
@@ -71,39 +69,44 @@ def flex_swat(
 
     Source: SWAT, arXiv 2502.18845, Eq. 5.
     """
-    q, k, v, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
-    call = _call(q, k, v, slopes, logit_bias, document_ids, problem) if backend == "auto" else None
-    choice = dispatch.choose(problem, backend, call)
-    if choice.backend == "naive":
-        return reference.attend(q, k, v, problem.window, slopes, scale, logit_bias, document_ids, activation)
-    _refuse_tangents(choice.backend, q=q, k=k, v=v, slopes=slopes, logit_bias=logit_bias)
-    heads = problem.q_heads
-    if logit_bias is not None and not isinstance(logit_bias, Tensor):
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
-    scale = problem.head_dim**-0.5 if scale is None else float(scale)
-    slopes = slopes_of(slopes, heads, q)
-    swat = dispatch.BACKENDS[choice.backend].swat
-    return swat(q, k, v, slopes, logit_bias, document_ids, problem.window, scale, activation)
+    operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    chosen = dispatch.choose(operands.problem(), backend).backend
+    if chosen != "naive":
+        _refuse_tangents(operands, chosen)
+    return dispatch.BACKENDS[chosen].swat(operands)
+
+
+class Configured(NamedTuple):
+    """One thing that can be tuned, the configuration that a call would run with, and where that comes from."""
+
+    tunable: str
+    configuration: str
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.tunable}: {self.configuration} ({self.origin})"
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a call would run, with which configuration, and why; `others` says why not each other backend.
+    """What a call would run, with which configuration, and why.
 
-    `source` names the measurement behind the configuration, in the user's cache or among the shipped presets with the
-    versions it was made with, or says that it is the default.
+    Attributes:
+        backend: its name.
+        why: the reason for the choice.
+        configuration: one entry, and one printed line, for each thing that can be tuned. Its origin is a measurement in
+            the user's cache, a preset with the versions it was made with, or the default.
+        others: why not each other backend, by name.
     """
 
     backend: str
     why: str
-    configuration: str
-    source: str
+    configuration: tuple[Configured, ...]
     others: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{self.backend}: {self.why}", f"configuration: {self.configuration} ({self.source})"]
-        return "\n".join(lines + [f"not {name}: {reason}" for name, reason in self.others.items()])
+        others = (f"not {name}: {reason}" for name, reason in self.others.items())
+        return "\n".join((f"{self.backend}: {self.why}", *map(str, self.configuration), *others))
 
 
 def explain(
@@ -119,110 +122,34 @@ def explain(
     activation: Activation = "sigmoid",
     backend: Backend = "auto",
 ) -> Explanation:
-    """What `flex_swat` would run for these arguments, without running it. Same arguments, same errors.
+    """Say what `flex_swat` would run for these arguments, without running it. Same arguments, same errors.
 
     >>> print(explain(*torch.randn(3, 1, 8, 1024, 64).unbind(), window=256))  # doctest: +ELLIPSIS
     banded: ...
     """
-    *_, problem = describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
-    call = _call(q, k, v, slopes, logit_bias, document_ids, problem)
-    choice = dispatch.choose(problem, backend, call if backend == "auto" else None)
+    operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    problem = operands.problem()
+    choice = dispatch.choose(problem, backend)
+    configuration = []
+    for tunable in dispatch.BACKENDS[choice.backend].tunables(problem):
+        found = tuned.find(tunable, problem)
+        config = tunable.default(problem) if found is None else found.config
+        configuration.append(Configured(tunable.name, str(config), tuned.origin(found)))
     others = {
-        name: dispatch.why_not(problem, name) or "not the choice for this device"
-        for name in ("triton", "flex", "banded", "naive")
+        name: module.supports(problem) or "not the choice for this device"
+        for name, module in dispatch.BACKENDS.items()
         if name != choice.backend
     }
-    configuration, source = _configured(choice.backend, problem, call)
-    return Explanation(choice.backend, choice.why, configuration, source, others)
+    return Explanation(choice.backend, choice.why, tuple(configuration), others)
 
 
-def _configured(backend: str, problem: SwatProblem, call: Call | None) -> tuple[str, str]:
-    """The configuration that a backend runs a problem with, and where it comes from, both in words."""
-    tunables = dispatch.BACKENDS[backend].tunables(problem) if backend in dispatch.BACKENDS else ()
-    chosen: dict[str, tuple[str, str]] = {}
-    for tunable in tunables:
-        found = None
-        if call is not None:
-            found = winners.find(tunable, call if tunable.joint else call._replace(backward=False))
-        config = tunable.default(problem) if found is None else found.config
-        chosen[tunable.name.rpartition(".")[2]] = str(config), winners.describe(found)
-    said = [list(dict.fromkeys(column)) for column in zip(*chosen.values(), strict=True)]
-    if not chosen:
-        return "none", "default"
-    configs, sources = (
-        values[0] if len(values) == 1 else ", ".join(f"{name}: {words[column]}" for name, words in chosen.items())
-        for column, values in enumerate(said)
-    )
-    return configs, sources
-
-
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, slopes: object, logit_bias: object, document_ids: object, problem: SwatProblem
-) -> Call | None:
-    """What a measurement is looked up for; None while tracing, where sizes may be symbols."""
-    if torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter):
-        return None
-    activation, backward = problem.activation, problem.needs_grad
-    return Call.of(q, k, v, slopes, logit_bias, document_ids, problem.window, activation, backward)
-
-
-def describe(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: WindowLike,
-    slopes: Slopes,
-    scale: float | None,
-    logit_bias: Tensor | float | None,
-    document_ids: Tensor | None,
-    activation: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, SwatProblem]:
-    """q, k, v as they enter the backend, and the problem they make; raises for the first rule broken."""
-    validation.check_kinds(q, k, v)
-    device_type = q.device.type
-    if autocasts(device_type):
-        # As scaled_dot_product_attention does: float64 stays.
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-    validation.check(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
-    batch, q_heads, q_len, head_dim = q.shape
-    problem = SwatProblem(
-        batch=batch,
-        q_heads=q_heads,
-        kv_heads=k.shape[1],
-        q_len=q_len,
-        kv_len=k.shape[2],
-        head_dim=head_dim,
-        value_dim=v.shape[3],
-        dtype=q.dtype,
-        device_type=device_type,
-        window=Window.of(window),
-        activation=activation,
-        has_slopes=slopes is not None,
-        has_logit_bias=logit_bias is not None,
-        has_documents=document_ids is not None,
-        needs_grad=torch.is_grad_enabled()
-        and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, slopes, logit_bias)),
-    )
-    return q, k, v, problem
-
-
-def _refuse_tangents(backend: str, **tensors: Tensor | object) -> None:
-    """Forward mode: torch gives an operator without a formula for it a derivative of 0."""
-    for name, x in tensors.items():
+def _refuse_tangents(operands: Operands, backend: str) -> None:
+    """Refuse forward mode: torch gives an operator without a formula for it a derivative of 0."""
+    for name in ("q", "k", "v", "slopes", "logit_bias"):
+        x = getattr(operands, name)
         # unpack_dual has no annotations.
-        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             raise NotImplementedError(
                 f"{name}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is for "
                 f"backend='naive', got a tangent in backend {backend!r}"
             )
-
-
-def autocasts(device_type: str) -> bool:
-    """Whether autocast is on for a type of device; False for types that it does not know."""
-    if device_type == "meta":
-        return False
-    # torch.compile knows autocast's types alone, and cannot trace the question in torch 2.11.
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
-    return known and torch.is_autocast_enabled(device_type)

@@ -8,37 +8,27 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from swat_flex import winners
+from swat_flex import reference, tuned
 from swat_flex.backends import banded, flex, triton
-from swat_flex.problem import SwatProblem
-from swat_flex.window import Window
-from swat_flex.winners import Call, Tunable
+from swat_flex.operands import Operands
+from swat_flex.problem import Problem
+from swat_flex.tuned import Tunable
 
 
 class BackendModule(Protocol):
-    """What every package under `backends` offers."""
+    """A backend: what dispatch calls of it."""
 
-    def supports(self, problem: SwatProblem) -> str | None: ...
+    def supports(self, problem: Problem) -> str | None:
+        """Say why it cannot run the problem, or return None."""
 
-    def configuration(self, problem: SwatProblem) -> object: ...
+    def tunables(self, problem: Problem) -> tuple[Tunable[Any], ...]:
+        """List what a call of this problem looks up."""
 
-    def tunables(self, problem: SwatProblem) -> tuple[Tunable[Any], ...]: ...
-
-    def swat(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        slopes: Tensor | None,
-        logit_bias: Tensor | None,
-        document_ids: Tensor | None,
-        window: Window,
-        scale: float,
-        activation: str,
-    ) -> Tensor: ...
+    def swat(self, operands: Operands) -> Tensor:
+        """Compute `[B, Hq, Lq, Dv]`."""
 
 
-BACKENDS: dict[str, BackendModule] = {"triton": triton, "flex": flex, "banded": banded}
+BACKENDS: dict[str, BackendModule] = {"triton": triton, "flex": flex, "banded": banded, "naive": reference}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +41,55 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """Which backend is the fastest right one, where several can run a problem."""
+    """The name of the fastest right backend, where several can run a problem."""
 
     backend: str
 
     def is_valid(self) -> bool:
-        return self.backend in BACKENDS
+        """Tell whether the name is one to choose from; `naive` is never the fastest."""
+        return self.backend in BACKENDS and self.backend != "naive"
 
 
 BACKEND = Tunable(
     name="backend",
     config_type=BackendConfig,
-    choices=lambda problem: {"backend": tuple(BACKENDS)},
+    choices=lambda problem: {"backend": tuple(name for name in BACKENDS if name != "naive")},
     is_valid=BackendConfig.is_valid,
-    default=lambda problem: BackendConfig(choose(problem).backend),
+    default=lambda problem: BackendConfig(_default(problem).backend),
     files=(Path(__file__),),
     joint=True,
 )
 
 
-def choose(problem: SwatProblem, backend: str = "auto", call: Call | None = None) -> Choice:
-    """The backend for a problem; one asked for by name runs or raises NotImplementedError, it is never replaced.
+def choose(problem: Problem, backend: str = "auto") -> Choice:
+    """Choose the backend for a problem: the one asked for by name, else the measured one, else the default.
 
-    Args:
-        problem: read for what is the same for every length: device, dtype, flags and head dimension.
-        backend: "auto" or a name.
-        call: of plain tensors, whose bucket may have a measured preference; None while tracing.
+    A traced problem is read for its device, dtype, flags and head dimensions alone, which all lengths share.
+
+    Raises:
+        NotImplementedError: a backend asked for by name that cannot run the problem; it is never replaced.
     """
     if backend != "auto":
-        reason = why_not(problem, backend)
+        reason = BACKENDS[backend].supports(problem)
         if reason is not None:
             raise NotImplementedError(f"backend={backend!r}: {reason}")
         return Choice(backend, "asked for by name")
-    if call is not None:
-        preferred = winners.lookup(BACKEND, call)
-        if preferred is not None and why_not(problem, preferred.backend) is None:
-            return Choice(preferred.backend, "the fastest right one measured for such calls on this device")
-    if problem.device_type == "cuda":
-        reason = why_not(problem, "flex")
+    preferred = tuned.lookup(BACKEND, problem)
+    if preferred is not None and BACKENDS[preferred.backend].supports(problem) is None:
+        return Choice(preferred.backend, "the fastest right one measured for such calls on this device")
+    return _default(problem)
+
+
+def _default(problem: Problem) -> Choice:
+    """Choose without a measurement."""
+    device = problem.device.type
+    why = f"the backend made for {device}"
+    if device == "cuda":
+        reason = flex.supports(problem)
         if reason is None:
             return Choice("flex", "FlexAttention's fused kernels; the triton kernels have no GPU record yet")
         why = f"flex: {reason}"
-    else:
-        why = f"the backend made for {problem.device_type}"
-    reason = why_not(problem, "banded")
+    reason = banded.supports(problem)
     if reason is not None:
-        raise NotImplementedError(f"backend='auto': no backend on {problem.device_type} fits; banded: {reason}")
+        raise NotImplementedError(f"backend='auto': no backend on {device} fits; banded: {reason}")
     return Choice("banded", why)
-
-
-def why_not(problem: SwatProblem, backend: str) -> str | None:
-    """Why this backend cannot run the problem, or None."""
-    return BACKENDS.get(backend, banded).supports(problem)  # `naive` supports what `banded` does

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from swat_flex.tracing import can_cache, is_traced
+
 Schedule = Literal["2^-8k/h", "2^-k"]
 
 
@@ -133,29 +135,29 @@ def document_ids_from_attention_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask.to(torch.int32) - 1
 
 
+def per_head_dtype(q: Tensor) -> torch.dtype:
+    """dtype of slopes, logit_bias and their gradients: float64 where q is, else float32."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
 def slopes_of(slopes: Literal["balanced", "alibi"] | Tensor | None, heads: int, like: Tensor) -> Tensor | None:
-    """The argument `slopes` of `flex_swat`: `[heads]` on `like`'s device, float32 (float64 when `like` is), or None."""
+    """Resolve the argument `slopes` of `flex_swat`: `[heads]` on `like`'s device in its `per_head_dtype`, or None.
+
+    Named slopes are made once for each device and number of heads.
+    """
     if slopes is None or isinstance(slopes, Tensor):
         return slopes
     make = balanced_alibi_slopes if slopes == "balanced" else alibi_slopes
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if torch.compiler.is_compiling() or type(like) is not Tensor:  # traced, or a subclass such as a tracer's fake
+    dtype = per_head_dtype(like)
+    if is_traced(like):
         return make(heads, device=like.device, dtype=dtype)
     key = (slopes, heads, like.device, dtype)
     made = _made.get(key)
     if made is None:
         made = make(heads, device=like.device, dtype=dtype)
-        if outlives_this_call(made) and len(_made) < 256:
+        if can_cache(made) and len(_made) < 256:
             _made[key] = made
     return made
 
 
 _made: dict[tuple[str, int, torch.device, torch.dtype], Tensor] = {}
-
-
-def outlives_this_call(x: Tensor) -> bool:
-    """Whether a tensor made now may be kept: not under a mode that hands out its own tensors, not an inference tensor
-    (training cannot save it), not memory of a CUDA graph under capture (its replay overwrites it)."""
-    if type(x) is not Tensor or x.is_inference():
-        return False
-    return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()

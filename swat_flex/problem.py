@@ -1,13 +1,14 @@
-"""A call to `flex_swat` described by what decides how it runs: sizes, dtype, window, flags and device type."""
+"""`Problem`: a call described by what decides how it runs: sizes, dtype, device, window and flags."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from swat_flex.tracing import is_traced
 from swat_flex.window import Window
 
 WindowLike = int | tuple[int | None, int | None] | None
@@ -17,9 +18,18 @@ Backend = Literal["auto", "flex", "triton", "banded", "naive"]
 Bucket = dict[str, str | int | bool | None]
 
 
+NO_HARDWARE_TANH = "activation='tanh-sigmoid' is a GPU's hardware tanh, which only the triton backend uses"
+
+
 @dataclass(frozen=True, slots=True)
-class SwatProblem:
-    """One call without its tensors. Lengths and head dimensions in elements, the window in tokens."""
+class Problem:
+    """One call without its tensors. Lengths and head dimensions in elements, the window in tokens.
+
+    Attributes:
+        needs_grad: whether a gradient of any input is wanted.
+        threads: torch's threads on a CPU, where a configuration depends on them; 0 elsewhere.
+        traced: sizes may be symbols, so that nothing may be looked up by them or compared with them.
+    """
 
     batch: int
     q_heads: int
@@ -29,39 +39,54 @@ class SwatProblem:
     head_dim: int
     value_dim: int
     dtype: torch.dtype
-    device_type: str
+    device: torch.device
     window: Window
-    activation: str
-    has_slopes: bool
-    has_logit_bias: bool
-    has_documents: bool
-    needs_grad: bool
+    activation: str = "sigmoid"
+    has_slopes: bool = True
+    has_logit_bias: bool = False
+    has_documents: bool = False
+    needs_grad: bool = False
+    threads: int = 0
+    traced: bool = False
 
     @classmethod
     def of_self_attention(
-        cls, heads: int, length: int, head_dim: int, dtype: torch.dtype, device_type: str, window: WindowLike
-    ) -> SwatProblem:
-        """`flex_swat(q, k, v, window)` with q, k, v of shape `[1, heads, length, head_dim]`, to be differentiated."""
+        cls, heads: int, length: int, head_dim: int, dtype: torch.dtype, device: torch.device | str, window: WindowLike
+    ) -> Problem:
+        """Describe `flex_swat(q, k, v, window)` of q, k, v `[1, heads, length, head_dim]`, to be differentiated."""
+        sizes: dict[str, Any] = {"batch": 1, "q_heads": heads, "kv_heads": heads, "q_len": length, "kv_len": length}
+        sizes |= {"head_dim": head_dim, "value_dim": head_dim}
+        return cls(**sizes, dtype=dtype, device=torch.device(device), window=Window.of(window), needs_grad=True)
+
+    @classmethod
+    def of_step(
+        cls, q: Tensor, keys: Tensor, values: Tensor, window: int, slopes: object, logit_bias: object
+    ) -> Problem:
+        """Describe a step of decoding: T queries and a ring, of which they see window + T − 1 keys at most."""
+        batch, q_heads, tokens, head_dim = q.shape
         return cls(
-            batch=1,
-            q_heads=heads,
-            kv_heads=heads,
-            q_len=length,
-            kv_len=length,
+            batch=batch,
+            q_heads=q_heads,
+            kv_heads=keys.shape[1],
+            q_len=tokens,
+            kv_len=window + tokens - 1,
             head_dim=head_dim,
-            value_dim=head_dim,
-            dtype=dtype,
-            device_type=device_type,
+            value_dim=values.shape[3],
+            dtype=q.dtype,
+            device=q.device,
             window=Window.of(window),
-            activation="sigmoid",
-            has_slopes=True,
-            has_logit_bias=False,
-            has_documents=False,
-            needs_grad=True,
+            has_slopes=slopes is not None,
+            has_logit_bias=logit_bias is not None,
+            traced=is_traced(q),
         )
 
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.q_heads // self.kv_heads
+
     def flops(self, *, backward: bool = False) -> float:
-        """Useful floating-point operations: exact visible pairs, documents apart; recomputation does not count.
+        """Count useful floating-point operations: exact visible pairs, documents apart; recomputation does not count.
 
         Forward 2·B·Hq·P·(D + Dv) with P = `Window.pairs`, backward 2.5 times that.
         """
@@ -70,8 +95,8 @@ class SwatProblem:
         return 2.5 * forward if backward else forward
 
     def bytes(self, *, backward: bool = False) -> int:
-        """Least memory traffic in bytes: forward reads q, k, v and writes the output once each; backward reads
-        q, k, v and the output's gradient and writes three gradients."""
+        """Count the least memory traffic in bytes: forward reads q, k, v and writes the output once each; backward
+        reads q, k, v and the output's gradient and writes three gradients."""
         q = self.batch * self.q_heads * self.q_len
         kv = self.batch * self.kv_heads * self.kv_len
         inputs = q * self.head_dim + kv * (self.head_dim + self.value_dim)
@@ -79,13 +104,13 @@ class SwatProblem:
         return self.dtype.itemsize * (2 * inputs + output if backward else inputs + output)
 
     def bucket(self) -> Bucket:
-        """Tuning key: problems in one bucket share a configuration.
+        """Return the tuning key: problems in one bucket share a configuration.
 
         Window sides round up to multiples of 64, batch·heads and lengths to powers of two; all else is exact.
         """
         return {
             "batch_heads": _power_of_two(self.batch * self.q_heads),
-            "group": self.q_heads // self.kv_heads,
+            "group": self.group,
             "q_len": _power_of_two(self.q_len),
             "kv_len": _power_of_two(self.kv_len),
             "head_dim": self.head_dim,

@@ -1,4 +1,4 @@
-"""Every rule on the arguments of `flex_swat` that does not depend on a backend.
+"""Every rule on the arguments of `flex_swat` that does not depend on a backend, and what the arguments stand for.
 
 A message is `argument: the rule, the value received`. TypeError for the wrong kind, ValueError for shapes, dtypes,
 devices and ranges. No rule reads a tensor's values, so nothing synchronises a device.
@@ -11,7 +11,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from swat_flex.operands import Operands
+from swat_flex.positions import per_head_dtype, slopes_of
 from swat_flex.problem import Activation, Backend, Slopes, WindowLike
+from swat_flex.window import Window
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8)
@@ -20,16 +23,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 MAX_HEAD_DIM = 256
 
 
-def check_kinds(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """q, k and v are four-dimensional tensors."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-        if x.dim() != 4:
-            raise ValueError(f"{name}: expected shape [B, H, L, D], got {list(x.shape)}")
-
-
-def check(
+def resolve(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -40,25 +34,66 @@ def check(
     document_ids: Tensor | None,
     activation: str,
     backend: str,
-) -> None:
-    """Raise for the first rule broken. Call `check_kinds` before."""
+) -> Operands:
+    """Check every argument of `flex_swat` and return what they stand for; raise for the first rule broken.
+
+    Under autocast q, k and v are cast to its dtype first, as `scaled_dot_product_attention` does; float64 stays.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x)
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected shape [B, H, L, D], got {list(x.shape)}")
+    q, k, v = autocast(q), autocast(k), autocast(v)
     _check_tensors(q, k, v)
     _check_window(window)
-    check_logits(q, slopes, scale, logit_bias)
+    logit_terms = resolve_logit_terms(q, slopes, scale, logit_bias)
     if document_ids is not None:
         _check_document_ids(document_ids, k)
     check_name("activation", activation, ACTIVATIONS)
     check_name("backend", backend, BACKENDS)
     if q.dtype == torch.float64 and q.device.type != "cpu" and backend != "naive":
         raise ValueError(f"q: expected float64 on a CPU only (or backend='naive'), got it on {q.device}")
+    head_slopes, scale, head_bias = logit_terms
+    return Operands(q, k, v, head_slopes, head_bias, document_ids, Window.of(window), scale, activation)
 
 
-def check_logits(q: Tensor, slopes: Slopes, scale: float | None, logit_bias: Tensor | float | None) -> None:
-    """What makes the logits of the queries q beside their keys."""
-    _check_slopes(slopes, q)
+def resolve_logit_terms(
+    q: Tensor, slopes: Slopes, scale: float | None, logit_bias: Tensor | float | None
+) -> tuple[Tensor | None, float, Tensor | None]:
+    """Check slopes, scale and logit_bias against the queries q, and return (slopes, scale, logit_bias) as operands."""
+    heads = q.shape[1]
+    if isinstance(slopes, Tensor):
+        _check_per_head("slopes", slopes, q)
+    elif isinstance(slopes, str):
+        check_name("slopes", slopes, ("balanced", "alibi"))
+    elif slopes is not None:
+        raise TypeError(f"slopes: expected 'balanced', 'alibi', a torch.Tensor or None, got {type(slopes).__name__}")
     if scale is not None and not _is_number(scale):
         raise TypeError(f"scale: expected a float or None, got {type(scale).__name__}")
-    _check_logit_bias(logit_bias, q)
+    if isinstance(logit_bias, Tensor):
+        _check_per_head("logit_bias", logit_bias, q)
+    elif logit_bias is not None:
+        if not _is_number(logit_bias):
+            raise TypeError(f"logit_bias: expected a float, a torch.Tensor or None, got {type(logit_bias).__name__}")
+        logit_bias = torch.full((heads,), logit_bias, dtype=per_head_dtype(q), device=q.device)
+    return slopes_of(slopes, heads, q), q.shape[3] ** -0.5 if scale is None else float(scale), logit_bias
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Cast x to autocast's dtype where autocast is on for its device; float64 stays."""
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not autocasts(device_type):
+        return x
+    return x.to(torch.get_autocast_dtype(device_type))
+
+
+def autocasts(device_type: str) -> bool:
+    """Tell whether autocast is on for a type of device; False for types that it does not know."""
+    if device_type == "meta":
+        return False
+    # torch.compile knows autocast's types alone, and cannot trace the question in torch 2.11.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -107,24 +142,8 @@ def _check_window(window: Any) -> None:
         raise ValueError(f"window: expected at least 1 key per query (its own), got {window}")
 
 
-def _check_slopes(slopes: Any, q: Tensor) -> None:
-    if isinstance(slopes, Tensor):
-        _check_per_head("slopes", slopes, q)
-    elif isinstance(slopes, str):
-        check_name("slopes", slopes, ("balanced", "alibi"))
-    elif slopes is not None:
-        raise TypeError(f"slopes: expected 'balanced', 'alibi', a torch.Tensor or None, got {type(slopes).__name__}")
-
-
-def _check_logit_bias(logit_bias: Any, q: Tensor) -> None:
-    if isinstance(logit_bias, Tensor):
-        _check_per_head("logit_bias", logit_bias, q)
-    elif logit_bias is not None and not _is_number(logit_bias):
-        raise TypeError(f"logit_bias: expected a float, a torch.Tensor or None, got {type(logit_bias).__name__}")
-
-
 def _check_per_head(name: str, x: Tensor, q: Tensor) -> None:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = per_head_dtype(q)
     if x.dim() != 1 or x.shape[0] != q.shape[1]:
         raise ValueError(f"{name}: expected shape [Hq] = [{q.shape[1]}], got {list(x.shape)}")
     if x.dtype != dtype:
@@ -146,8 +165,14 @@ def _check_document_ids(ids: Any, k: Tensor) -> None:
         raise ValueError(f"document_ids: expected q's device {k.device}, got {ids.device}")
 
 
+def check_tensor(argument: str, value: Any) -> None:
+    """Raise TypeError unless the value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+
+
 def check_name(argument: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """A str that is one of those allowed."""
+    """Raise unless the value is a str and one of those allowed."""
     if not isinstance(value, str):
         raise TypeError(f"{argument}: expected a str, got {type(value).__name__}")
     if value not in allowed:

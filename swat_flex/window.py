@@ -19,7 +19,7 @@ class Window:
 
     @classmethod
     def of(cls, window: int | tuple[int | None, int | None] | None) -> Window:
-        """From the argument of `flex_swat`: an int counts the keys 0 ≤ i − j < window, None is plain causal."""
+        """Read the argument of `flex_swat`: an int counts the keys 0 ≤ i − j < window, None is plain causal."""
         if window is None:
             return cls(None, 0)
         if isinstance(window, tuple):
@@ -27,7 +27,7 @@ class Window:
         return cls(window - 1, 0)
 
     def sees(self, distance: Tensor) -> Tensor:
-        """Bool mask of the same shape as `distance` = i − j (tokens)."""
+        """Return a bool mask of the same shape as `distance` = i − j (tokens)."""
         visible = distance == distance
         if self.left is not None:
             visible = visible & (distance <= self.left)
@@ -35,21 +35,21 @@ class Window:
             visible = visible & (distance >= -self.right)
         return visible
 
-    def reach(self, q_len: int, kv_len: int) -> tuple[int, int]:
-        """(left, right) as numbers, no larger than any distance that occurs."""
+    def clamped(self, q_len: int, kv_len: int) -> tuple[int, int]:
+        """Return (left, right) as numbers, no larger than any distance that occurs."""
         left = kv_len - 1 if self.left is None else min(self.left, kv_len - 1)
         right = q_len - 1 if self.right is None else min(self.right, q_len - 1)
         return max(left, 0), max(right, 0)
 
     def keys(self, first: int, last: int, q_len: int, kv_len: int) -> tuple[int, int]:
-        """Range [start, stop) of the keys that any query row in [first, last) sees."""
-        left, right = self.reach(q_len, kv_len)
+        """Return the range [start, stop) of the keys that any query row in [first, last) sees."""
+        left, right = self.clamped(q_len, kv_len)
         offset = kv_len - q_len
         return max(0, offset + first - left), min(kv_len, offset + last + right)
 
     def pairs(self, q_len: int, kv_len: int) -> int:
-        """Exact number of visible (query, key) pairs of one head, documents apart."""
-        left, right = self.reach(q_len, kv_len)
+        """Count the visible (query, key) pairs of one head exactly, documents apart."""
+        left, right = self.clamped(q_len, kv_len)
         backward = _sum_of_minimum(kv_len - q_len, kv_len, left)
         forward = _sum_of_minimum(0, q_len, right)
         return backward + forward + q_len

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swat_flex import winners
+from swat_flex import tuned
 
 try:
     from hypothesis import HealthCheck, settings
@@ -52,11 +52,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """The folder of this test's measurements, empty: what this machine was tuned to changes no test."""
     folder = tmp_path_factory.getbasetemp() / "measured" / str(next(_numbers))
     monkeypatch.setenv("AUTOTUNE_DIR", str(folder))
-    winners.store.cache_clear()
-    winners.refresh()
+    tuned.store.cache_clear()
+    tuned.refresh()
     yield folder
-    winners.store.cache_clear()
-    winners.refresh()
+    tuned.store.cache_clear()
+    tuned.refresh()
 
 
 _numbers = itertools.count()

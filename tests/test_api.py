@@ -96,8 +96,11 @@ def test_explain_says_what_runs_and_why():
     told = explain(*inputs(1, 2, 8, 16), 4)
     assert told.backend == "banded"
     assert "cpu" in told.why
-    assert told.configuration.startswith("BandedConfig(block=")
-    assert told.source == "default"
+    (configured,) = told.configuration
+    assert configured.tunable == "banded.forward"
+    assert configured.configuration.startswith("BandedConfig(block=")
+    assert configured.origin == "default"
+    assert str(configured) in str(told).splitlines()
     assert set(told.others) == {"flex", "triton", "naive"}
     assert all(told.others.values())
     assert str(told).startswith("banded: ")

@@ -14,25 +14,40 @@ ROOT = Path(swat_flex.__file__).parent
 # Each room and the rooms it may import. `backends` stands for every backend, none of which imports another; what all
 # their operators have in common is `backends.operator`.
 ARROWS = {
+    "tracing": set(),
     "window": set(),
-    "positions": set(),
-    "problem": {"window", "positions"},
-    "validation": {"problem", "window", "positions"},
-    "winners": {"problem", "window"},
-    "reference": {"validation", "problem", "window", "positions"},
+    "positions": {"tracing"},
+    "problem": {"tracing", "window"},
+    "operands": {"problem", "tracing", "window"},
+    "validation": {"operands", "positions", "problem", "window"},
+    "tuned": {"problem"},
+    "reference": {"operands", "problem", "validation"},
     "modifiers": {"window", "positions"},
-    "backends": {"modifiers", "window", "positions", "problem", "winners"},
-    "dispatch": {"problem", "window", "backends", "winners"},
-    "api": {"validation", "problem", "window", "positions", "dispatch", "backends", "reference", "winners"},
-    "decode": {"validation", "problem", "window", "positions", "backends", "api"},
+    "backends": {"modifiers", "operands", "positions", "problem", "tracing", "tuned", "window"},
+    "dispatch": {"backends", "operands", "problem", "reference", "tuned"},
+    "api": {"dispatch", "operands", "problem", "tuned", "validation"},
+    "decode": {"validation", "problem", "backends", "api"},
     "nn": {"api", "decode", "positions", "distributed"},
     "training": {"nn", "distributed"},
     "distributed": {"api", "validation", "problem", "window", "dispatch"},
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
-    "testing": {"reference", "api", "problem", "window"},
-    "tuning": {"api", "backends", "dispatch", "inspection", "positions", "problem", "testing", "window", "winners"},
+    "testing": {"api", "problem", "reference", "validation", "window"},
+    "tuning": {
+        *(
+            "api",
+            "backends",
+            "dispatch",
+            "inspection",
+            "positions",
+            "problem",
+            "testing",
+            "tuned",
+            "validation",
+            "window",
+        )
+    },
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from swat_flex import explain, flex_swat, winners
+from swat_flex import explain, flex_swat, tuned
 
 
 def inputs(*shape, **options):
@@ -126,7 +126,7 @@ def test_ten_thousand_calls_do_not_grow():
             if q.requires_grad:
                 out.sum().backward()
             explain(q, q, q, 3)
-        winners.refresh()  # it remembers up to winners.KEPT calls, which are no leak
+        tuned.refresh()  # it remembers up to tuned.KEPT calls, which are no leak
 
     calls(1_000)  # what torch keeps after its first calls is not a leak
     gc.collect()

@@ -40,8 +40,8 @@ class Swat(Peer):
         self.name = f"swat {backend}"
 
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
-        problem = replace(self.definition(case).problem(case, device.type), needs_grad=passes == "both")
-        return dispatch.why_not(problem, self.backend)
+        problem = replace(self.definition(case).problem(case, device), needs_grad=passes == "both")
+        return dispatch.BACKENDS[self.backend].supports(problem)
 
     def definition(self, case: Case) -> Definition:
         return Definition(case.window)
@@ -51,7 +51,11 @@ class Swat(Peer):
 
     def configured(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Configured:
         found = explain(q, k, v, case.window, backend=self.backend)
-        return Configured(found.configuration, found.source)
+        configured = found.configuration
+        return Configured(
+            ", ".join(f"{x.tunable}: {x.configuration}" for x in configured) or "none",
+            ", ".join(dict.fromkeys(x.origin for x in configured)) or "default",
+        )
 
 
 class SwatDecode(Peer):

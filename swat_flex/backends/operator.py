@@ -1,4 +1,7 @@
-"""What every backend's operator has in common: schema, fake kernels, autograd, FLOPs, layout of what it returns."""
+"""What every backend's operator has in common: schema, fake kernels, autograd, FLOPs, layout of what it returns.
+
+torch.library knows tensors, numbers and strings alone: here, and nowhere else, `Operands` are flattened and rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -9,78 +12,74 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from swat_flex.operands import Operands
+from swat_flex.positions import per_head_dtype
 from swat_flex.window import Window
 
-Forward = Callable[..., Tensor]
-Backward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+Swat = Callable[[Operands], Tensor]
 
-_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids"
-_OPTIONS = "SymInt? left, SymInt? right, float scale, str activation"
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids"
+_NUMBERS = "SymInt? left, SymInt? right, float scale, str activation"
 
 
-def define(name: str, forward: Forward, backward: Backward) -> Callable[..., Tensor]:
-    """Register `swat_flex::name` and `swat_flex::name_backward` with torch.library.
+def define(name: str, forward: Swat, backward: Callable[[Tensor, Operands, bool], Gradients] | None = None) -> Swat:
+    """Register `swat_flex::name` and, with a backward, `swat_flex::name_backward` with torch.library.
 
     Args:
         name: the backend's.
-        forward: `(q, k, v, slopes, logit_bias, document_ids, window, scale, activation)` to the output; slopes and
-            logit_bias are `[Hq]` or None. No input is empty.
-        backward: `(grad, …as forward…, per_head)` to (dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias); what the last
-            holds does not matter unless `per_head`. No input is empty.
+        forward: operands to the output `[B, Hq, Lq, Dv]`. No operand is empty.
+        backward: `(grad, operands, per_head)` to (dq, dk, dv, `[2, Hq]` of dslopes and dlogit_bias); what the last
+            holds does not matter unless `per_head`. No operand is empty. None: the operator has no gradient.
 
     Returns:
-        The operator, called as `forward` is, on validated arguments; an empty q gives an empty output. It saves its
-        tensor inputs for the backward and nothing else; a second derivative raises.
+        The operator, called with operands; an empty q gives an empty output. It saves its tensor inputs for the
+        backward and nothing else; a second derivative raises.
     """
 
-    def run_forward(
-        q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, document_ids: Tensor | None,
-        left: int | None, right: int | None, scale: float, activation: str,
-    ) -> Tensor:  # fmt: skip
-        if q.numel() == 0:
-            return empty_output(q, v.shape[3])
-        return forward(q, k, v, slopes, logit_bias, document_ids, Window(left, right), scale, activation)
+    def run_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        return empty_output(q, v.shape[3]) if q.numel() == 0 else forward(_operands(q, k, v, *rest))
 
-    def run_backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
-        document_ids: Tensor | None, left: int | None, right: int | None, scale: float, activation: str, per_head: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        if q.numel() == 0:
-            zeros = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-            return *zeros, torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)  # type: ignore[return-value]  # a starred generator
-        window = Window(left, right)
-        return backward(grad, q, k, v, slopes, logit_bias, document_ids, window, scale, activation, per_head)
-
-    library_op = torch.library.custom_op
-    schema = f"({_INPUTS}, {_OPTIONS}) -> Tensor"
-    op = library_op(f"swat_flex::{name}", run_forward, mutates_args=(), schema=schema)
-    schema = f"(Tensor grad, {_INPUTS}, {_OPTIONS}, bool per_head) -> (Tensor, Tensor, Tensor, Tensor)"
-    backward_op = library_op(f"swat_flex::{name}_backward", run_backward, mutates_args=(), schema=schema)
+    schema = f"({_TENSORS}, {_NUMBERS}) -> Tensor"
+    op = torch.library.custom_op(f"swat_flex::{name}", run_forward, mutates_args=(), schema=schema)
     op.register_fake(lambda q, k, v, *_: empty_output(q, v.shape[3]))
-    backward_op.register_fake(_fake_backward)
-    _register_autograd(op, backward_op)
-    packets = torch.ops.swat_flex
-    register_flop_formula(getattr(packets, name))(_forward_flops)
-    register_flop_formula(getattr(packets, f"{name}_backward"))(_backward_flops)
+    register_flop_formula(getattr(torch.ops.swat_flex, name))(_forward_flops)
+    if backward is not None:
+        _register_autograd(op, _define_backward(name, backward))
 
-    def swat(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        slopes: Tensor | None,
-        logit_bias: Tensor | None,
-        document_ids: Tensor | None,
-        window: Window,
-        scale: float,
-        activation: str,
-    ) -> Tensor:
-        out: Tensor = op(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, activation)
+    def swat(operands: Operands) -> Tensor:
+        x = operands
+        out: Tensor = op(
+            x.q, x.k, x.v, x.slopes, x.logit_bias, x.document_ids, x.window.left, x.window.right, x.scale, x.activation
+        )
         return out
 
     return swat
 
 
-def define_decode(name: str, run: Forward) -> Callable[..., Tensor]:
+def _define_backward(name: str, backward: Callable[[Tensor, Operands, bool], Gradients]) -> Any:
+    def run_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Gradients:
+        *options, per_head = rest
+        if q.numel() == 0:
+            dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+            return dq, dk, dv, torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
+        return backward(grad, _operands(q, k, v, *options), per_head)
+
+    schema = f"(Tensor grad, {_TENSORS}, {_NUMBERS}, bool per_head) -> (Tensor, Tensor, Tensor, Tensor)"
+    op = torch.library.custom_op(f"swat_flex::{name}_backward", run_backward, mutates_args=(), schema=schema)
+    op.register_fake(_fake_backward)
+    register_flop_formula(getattr(torch.ops.swat_flex, f"{name}_backward"))(_backward_flops)
+    return op
+
+
+def _operands(
+    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, document_ids: Tensor | None,
+    left: int | None, right: int | None, scale: float, activation: str,
+) -> Operands:  # fmt: skip
+    return Operands(q, k, v, slopes, logit_bias, document_ids, Window(left, right), scale, activation)
+
+
+def define_decode(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Register `swat_flex::name_decode`: the newest queries against a ring of keys; it has no gradient.
 
     Args:
@@ -93,13 +92,8 @@ def define_decode(name: str, run: Forward) -> Callable[..., Tensor]:
         The operator, called as `run` is, on validated arguments; an empty q gives an empty output.
     """
 
-    def decode(
-        q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
-        window: int, scale: float,
-    ) -> Tensor:  # fmt: skip
-        if q.numel() == 0:
-            return empty_output(q, values.shape[3])
-        return run(q, keys, values, length, slopes, logit_bias, window, scale)
+    def decode(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+        return empty_output(q, values.shape[3]) if q.numel() == 0 else run(q, keys, values, *rest)
 
     schema = (
         "(Tensor q, Tensor keys, Tensor values, Tensor length, Tensor? slopes, Tensor? logit_bias, SymInt window, "
@@ -112,17 +106,12 @@ def define_decode(name: str, run: Forward) -> Callable[..., Tensor]:
 
 
 def empty_output(q: Tensor, value_dim: int) -> Tensor:
-    """`[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
+    """Allocate `[B, Hq, Lq, Dv]` whose axes lie in memory in q's order."""
     order = sorted(range(4), key=q.stride, reverse=True)
     return torch.empty_permuted((*q.shape[:3], value_dim), order, dtype=q.dtype, device=q.device)
 
 
-def per_head_dtype(q: Tensor) -> torch.dtype:
-    """Of slopes, logit_bias and their gradients."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Gradients:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     return dq, dk, dv, torch.empty(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
 
@@ -143,7 +132,7 @@ def _register_autograd(op: Any, backward_op: Any) -> None:
 
 
 def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
-    """Of the visible pairs, documents apart; the arguments are shapes where the operator has tensors."""
+    """Count the visible pairs' FLOPs, documents apart; the arguments are shapes where the operator has tensors."""
     left, right = rest[3:5]
     return int(2 * q[0] * q[1] * Window(left, right).pairs(q[2], k[2]) * (q[3] + v[3]))
 
@@ -153,5 +142,5 @@ def _backward_flops(grad: Any, *inputs: Any, **_: Any) -> int:
 
 
 def _decode_flops(q: Any, keys: Any, values: Any, *rest: Any, **_: Any) -> int:
-    """Of full windows: how many tokens a ring holds is known on its device alone."""
+    """Count full windows' FLOPs: how many tokens a ring holds is known on its device alone."""
     return int(2 * q[0] * q[1] * q[2] * rest[3] * (q[3] + values[3]))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
-from typing import get_args
 
 import torch
 from rich import box
 from rich.table import Table
 
 import swat_flex
-from swat_flex import dispatch, winners
+from swat_flex import dispatch, tuned
+from swat_flex.backends import triton
 from swat_flex.cli import machine, screen
 from swat_flex.decode import attend
-from swat_flex.problem import Backend, SwatProblem
+from swat_flex.problem import Problem
 
 
 def info() -> None:
@@ -22,7 +22,7 @@ def info() -> None:
     console = screen.console()
     for name, version in _versions().items():
         console.print(f"{name:<12}{version}")
-    store = winners.store()
+    store = tuned.store()
     console.print(f"{'measured':<12}{len(list(store.entries()))} entries in {store.folder}", soft_wrap=True)
     for name in machine.devices():
         device = torch.device(name)
@@ -47,8 +47,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _inference(device: torch.device) -> SwatProblem:
-    training = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
+def _inference(device: torch.device) -> Problem:
+    training = Problem.of_self_attention(8, 1024, 64, torch.float32, device, 256)
     return replace(training, needs_grad=False)
 
 
@@ -56,12 +56,10 @@ def _backends(device: torch.device) -> Table:
     inference = _inference(device)
     training = replace(inference, needs_grad=True)
     table = Table("backend", "works here", "why", box=box.SIMPLE)
-    for name in get_args(Backend):
-        if name == "auto":
-            continue
-        if reason := dispatch.why_not(inference, name):
+    for name, backend in dispatch.BACKENDS.items():
+        if reason := backend.supports(inference):
             table.add_row(name, "no", reason)
-        elif reason := dispatch.why_not(training, name):
+        elif reason := backend.supports(training):
             table.add_row(name, "forward only", reason)
         else:
             table.add_row(name, "yes", "supports float32 self-attention on this device")
@@ -70,12 +68,12 @@ def _backends(device: torch.device) -> Table:
 
 def _decoding(device: torch.device) -> str:
     step = replace(_inference(device), q_len=1, kv_len=256)
-    reason = dispatch.why_not(step, "triton")
+    reason = triton.supports(step)
     return f"{attend.AUTO}; triton by name: {reason or 'works here'}"
 
 
 def _choice(device: torch.device) -> str:
-    problem = SwatProblem.of_self_attention(8, 1024, 64, torch.float32, device.type, 256)
+    problem = Problem.of_self_attention(8, 1024, 64, torch.float32, device, 256)
     try:
         choice = dispatch.choose(problem)
     except NotImplementedError as error:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from swat_flex.cli.measure import Measurement, Timing
-from swat_flex.problem import SwatProblem, WindowLike
+from swat_flex.problem import Problem, WindowLike
 
 CONTENDERS = ("SWAT", "naive", "SDPA")
 
@@ -38,8 +38,8 @@ def _cells(measured: dict[str, Measurement], name: str, length: int, q: Tensor, 
     if name not in measured:
         return ["-"] * 7
     mine, swat = measured[name], measured["SWAT"]
-    problem = SwatProblem.of_self_attention(
-        q.shape[1], length, q.shape[3], q.dtype, q.device.type, None if name == "SDPA" else window
+    problem = Problem.of_self_attention(
+        q.shape[1], length, q.shape[3], q.dtype, q.device, None if name == "SDPA" else window
     )
     forward = problem.flops()
     both = forward + problem.flops(backward=True)

@@ -81,7 +81,7 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
         options.one_of("--dtype", dtype, DTYPES)
     side = options.window(window)
     given = DTYPES[dtype or "fp32"]
-    specs = [Spec(_shape(text).problem(side, given, device.type, backward), str(device)) for text in shapes]
+    specs = [Spec(_shape(text).problem(side, given, device, backward), str(device)) for text in shapes]
     if preset:
         options.one_of("--preset", preset, PRESETS)
         for name, cases in SETS.items():
@@ -89,8 +89,7 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
                 own = DTYPES[dtype] if dtype else cases.dtype
                 train = not cases.decode and (backward or cases.backward)
                 specs += [
-                    Spec(s.problem(w, own, device.type, train), str(device), decode=cases.decode)
-                    for s, w in cases.cases
+                    Spec(s.problem(w, own, device, train), str(device), decode=cases.decode) for s, w in cases.cases
                 ]
     return specs
 

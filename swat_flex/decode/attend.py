@@ -11,9 +11,7 @@ from swat_flex import validation
 from swat_flex.api import flex_swat
 from swat_flex.backends import banded, triton
 from swat_flex.decode.ring import RingCache, kept_first, take_tokens
-from swat_flex.positions import slopes_of
-from swat_flex.problem import Activation, Backend, Slopes, SwatProblem
-from swat_flex.window import Window
+from swat_flex.problem import Activation, Backend, Problem, Slopes
 
 DecodeBackend = Literal["auto", "triton", "banded"]
 BACKENDS: tuple[str, ...] = get_args(DecodeBackend)
@@ -59,7 +57,7 @@ def swat_decode(
     _check_cache(cache)
     q = cache.cast(q)
     _check_queries(q, cache)
-    validation.check_logits(q, slopes, scale, logit_bias)
+    head_slopes, scale, head_bias = validation.resolve_logit_terms(q, slopes, scale, logit_bias)
     validation.check_name("backend", backend, BACKENDS)
     if q.shape[2] > cache.queries:
         raise ValueError(f"q: expected at most the cache's queries = {cache.queries} new tokens, got {q.shape[2]}")
@@ -70,19 +68,13 @@ def swat_decode(
                     f"{name}: expected no gradient to be required, got requires_grad=True: decode under "
                     "torch.no_grad() or torch.inference_mode(), or use swat_prefill, which has one"
                 )
-    heads, head_dim = q.shape[1], q.shape[3]
-    if logit_bias is not None and not isinstance(logit_bias, Tensor):
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        logit_bias = torch.full((heads,), logit_bias, dtype=dtype, device=q.device)
-    scale = head_dim**-0.5 if scale is None else float(scale)
     backend = AUTO if backend == "auto" else backend
-    reason = triton.supports(_problem(q, cache, slopes, logit_bias)) if backend == "triton" else None
-    if reason is not None:
-        raise NotImplementedError(f"backend='triton': {reason}")
+    if backend == "triton":
+        step = Problem.of_step(q, cache.keys, cache.values, cache.window, head_slopes, head_bias)
+        if reason := triton.supports(step):
+            raise NotImplementedError(f"backend='triton': {reason}")
     decode = (triton if backend == "triton" else banded).swat_decode
-    out: Tensor = decode(
-        q, cache.keys, cache.values, cache.length, slopes_of(slopes, heads, q), logit_bias, cache.window, scale
-    )
+    out: Tensor = decode(q, cache.keys, cache.values, cache.length, head_slopes, head_bias, cache.window, scale)
     return out
 
 
@@ -165,27 +157,6 @@ def _joined(k: Tensor, v: Tensor, cache: RingCache, mask: Tensor | None) -> tupl
         keys, values = (take_tokens(x, source.clamp(min=0)) for x in (keys, values))
     shown = live[:, None, :, None]
     return torch.where(shown, keys, 0), torch.where(shown, values, 0), live.to(torch.int32) - 1
-
-
-def _problem(q: Tensor, cache: RingCache, slopes: Slopes, logit_bias: Tensor | None) -> SwatProblem:
-    """One step: T queries against as many keys as there are slots."""
-    return SwatProblem(
-        batch=q.shape[0],
-        q_heads=q.shape[1],
-        kv_heads=cache.keys.shape[1],
-        q_len=q.shape[2],
-        kv_len=cache.slots,
-        head_dim=q.shape[3],
-        value_dim=cache.values.shape[3],
-        dtype=q.dtype,
-        device_type=q.device.type,
-        window=Window.of(cache.window),
-        activation="sigmoid",
-        has_slopes=slopes is not None,
-        has_logit_bias=logit_bias is not None,
-        has_documents=False,
-        needs_grad=False,
-    )
 
 
 def _check_cache(cache: RingCache) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex.api import autocasts
-from swat_flex.validation import DTYPES, MAX_HEAD_DIM
+from swat_flex.validation import DTYPES, MAX_HEAD_DIM, autocasts
 
 MAX_QUERIES = 16
 

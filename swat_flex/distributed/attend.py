@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from swat_flex import dispatch
-from swat_flex.api import describe, flex_swat
+from swat_flex import dispatch, validation
+from swat_flex.api import flex_swat
 from swat_flex.distributed.agreement import Mesh, agree, group_of, refuse
 from swat_flex.distributed.exchange import Exchange, Keys
 from swat_flex.distributed.shards import halo_of
@@ -70,10 +70,9 @@ def context_parallel_swat(
     """
     group = group_of(mesh)
     try:
-        q, k, v, problem = describe(
-            q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend
-        )  # fmt: skip
-        dispatch.choose(problem, backend)
+        operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+        dispatch.choose(operands.problem(), backend)
+        q, k, v = operands.q, operands.k, operands.v
         if q.shape[2] != k.shape[2]:
             raise ValueError(f"q: expected k's {k.shape[2]} tokens on every rank, got {q.shape[2]}")
         if lengths is not None:
@@ -84,7 +83,7 @@ def context_parallel_swat(
         raise
     needs_grad = torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
     if lengths is None:
-        lengths = agree(q, k, v, problem.window, document_ids, needs_grad, group)
+        lengths = agree(q, k, v, operands.window, document_ids, needs_grad, group)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None) -> Tensor:
         return flex_swat(
@@ -92,7 +91,7 @@ def context_parallel_swat(
             backend=backend,
         )  # fmt: skip
 
-    return _attend_shard(q, (k, v, document_ids), problem.window, tuple(lengths), group, attend)
+    return _attend_shard(q, (k, v, document_ids), operands.window, tuple(lengths), group, attend)
 
 
 def _check_lengths(lengths: Sequence[int], here: int, group: dist.ProcessGroup) -> None:

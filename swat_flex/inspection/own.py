@@ -11,7 +11,7 @@ from swat_flex.backends.triton.offline import KERNELS, compile_kernel
 from swat_flex.backends.triton.offline_decode import compile_decode, offline_configuration
 from swat_flex.inspection.kernel import Inspection, inspect_kernel
 from swat_flex.inspection.loops import Loop
-from swat_flex.problem import SwatProblem, WindowLike
+from swat_flex.problem import Problem, WindowLike
 
 PRODUCTS = {"forward": (1, 1), "query_gradient": (2, 1), "key_gradients": (2, 2)}  # of width D, of width Dv
 
@@ -43,7 +43,7 @@ class OwnKernel:
 
 def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKernel]:
     """Forward, dq, dk/dv and decode in bfloat16 for value and key heads of one width."""
-    problem = SwatProblem.of_self_attention(8, 8192, head_dim, torch.bfloat16, "cuda", window)
+    problem = Problem.of_self_attention(8, 8192, head_dim, torch.bfloat16, "cuda", window)
     kernels = []
     for name in KERNELS:
         config = configuration(problem, target)[name]
@@ -54,7 +54,7 @@ def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKerne
     return [*kernels, _decode(problem, target)]
 
 
-def _decode(problem: SwatProblem, target: str) -> OwnKernel:
+def _decode(problem: Problem, target: str) -> OwnKernel:
     """One new token per sequence against a full ring: each key and value is read once, so memory bounds it."""
     slots = problem.kv_len if problem.window.left is None else problem.window.left + 1
     step = replace(problem, q_len=1, kv_len=slots)

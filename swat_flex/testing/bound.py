@@ -14,14 +14,14 @@ each with room for the smallest number. `SLACK` times that is allowed: several r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swat_flex import reference
+from swat_flex import reference, validation
 from swat_flex.problem import WindowLike
-from swat_flex.window import Window
 
 SLACK = 8.0
 
@@ -48,13 +48,14 @@ def rounding_bound(
     group = q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     slopes, logit_bias = (x.double() if isinstance(x, Tensor) else x for x in (slopes, logit_bias))
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    exactly = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, "naive")
+    scale = exactly.scale
 
-    bias = reference.logits(q * 0, keys, None, scale, logit_bias).abs()
-    bias += reference.logits(q * 0, keys, slopes, scale, None).abs()
+    bias = reference.logits(replace(exactly, q=q * 0, slopes=None)).abs()
+    bias += reference.logits(replace(exactly, q=q * 0, logit_bias=None)).abs()
     dx_logit = epsilon * (abs(scale) * (q.abs() @ keys.abs().mT) + bias)
-    seen = reference.visible(q, k, Window.of(window), document_ids)
-    w = reference.weights(reference.logits(q, k, slopes, scale, logit_bias), seen, activation)
+    seen = reference.visible(exactly)
+    w = reference.weights(reference.logits(exactly), seen, activation)
     dw, dw_size = g @ values.mT, epsilon * (g.abs() @ values.abs().mT)
     floor = least * seen
     if activation == "softmax":

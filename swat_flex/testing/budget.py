@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import reference
+from swat_flex import reference, validation
 from swat_flex.problem import WindowLike
-from swat_flex.window import Window
 
 ENOUGH = 256
 NAMES = ("out", "dq", "dk", "dv", "dslopes", "dlogit_bias")
@@ -167,10 +166,12 @@ def rough_swat(
 ) -> Tensor:
     """`naive_swat` in float32, rounded where a low-precision matrix product rounds; differentiable."""
     dtype = q.dtype
-    x = reference.logits(q.float(), k.float(), slopes, scale, logit_bias)
-    x = _RoundGradient.apply(x, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-    w = reference.weights(x, reference.visible(q, k, Window.of(window), document_ids), activation)
-    values = v.float().repeat_interleave(q.shape[1] // v.shape[1], 1)
+    operands = validation.resolve(
+        q.float(), k.float(), v.float(), window, slopes, scale, logit_bias, document_ids, activation, "naive"
+    )
+    x = _RoundGradient.apply(reference.logits(operands), dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    w = reference.weights(x, reference.visible(operands), activation)
+    values = operands.v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     w = _Round.apply(w, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
     out: Tensor = (w @ values).to(dtype)
     return out

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.testing import budget
 from swat_flex.tuning.spec import Inputs
 
@@ -41,13 +41,13 @@ class Sample:
         return x[self.batch : self.batch + 1, self.kv_head : self.kv_head + 1, self.keys]
 
 
-def samples(problem: SwatProblem) -> list[Sample]:
+def samples(problem: Problem) -> list[Sample]:
     """The last rows, the first and some in between, dealt to batches and heads from the first to the last.
 
     A window without a bound on the right makes rows a short problem only at the end: there the last ones alone.
     """
     pairs, group = problem.batch * problem.kv_heads, problem.q_heads // problem.kv_heads
-    left, right = problem.window.reach(problem.q_len, problem.kv_len)
+    left, right = problem.window.clamped(problem.q_len, problem.kv_len)
     rows = min(problem.q_len, ROWS, max(16, PAIRS // (left + right + ROWS)))
     enough = -(-ELEMENTS // (rows * group * min(problem.head_dim, problem.value_dim)))
     dealt = {0: 0, 1: pairs - 1, 2: (pairs - 1) // 2}  # then in order
@@ -64,7 +64,7 @@ def samples(problem: SwatProblem) -> list[Sample]:
     return found
 
 
-def _last_row(sample: Sample, problem: SwatProblem) -> int:
+def _last_row(sample: Sample, problem: Problem) -> int:
     """Where the rows end when they are to share their last position with the last key."""
     return max(int(sample.rows.stop), int(sample.keys.stop) - (problem.kv_len - problem.q_len))
 

@@ -11,7 +11,7 @@ from swat_flex.backends.triton.config import runs_on
 from swat_flex.backends.triton.offline import compile_kernel
 from swat_flex.backends.triton.offline_decode import compile_decode
 from swat_flex.inspection import TARGETS, inspect_kernel
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 
 
 def of_device(device: str) -> tuple[str, int]:
@@ -23,7 +23,7 @@ def of_device(device: str) -> tuple[str, int]:
 
 
 def complaint(
-    kernel: Any, problem: SwatProblem, config: TritonConfig | DecodeConfig, target: str, shared_limit: int
+    kernel: Any, problem: Problem, config: TritonConfig | DecodeConfig, target: str, shared_limit: int
 ) -> str | None:
     """A reason to reject, or None: what the target lacks, too much shared memory, registers spilled within the loops;
     half of a decode step's splits without a key.

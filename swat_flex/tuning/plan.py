@@ -62,8 +62,10 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
     if spec.decode:
         return [_decode_job(spec, backend)]
     if backend == "auto":
-        candidates = [name for name in dispatch.BACKENDS if dispatch.why_not(problem, name) is None]
-        if problem.device_type == "cpu":
+        candidates = [
+            name for name, module in dispatch.BACKENDS.items() if name != "naive" and module.supports(problem) is None
+        ]
+        if problem.device.type == "cpu":
             compiled = ["flex"] if "flex" in candidates and seconds >= COMPILED_SECONDS else []
             candidates = ["banded", *compiled]
         elif len(candidates) > 1:
@@ -71,10 +73,9 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
     else:
         dispatch.choose(problem, backend)
         candidates = [backend]
-    names = [name for name in candidates if name in dispatch.BACKENDS]
-    jobs = [Job(t.name, name, spec) for name in names for t in dispatch.BACKENDS[name].tunables(problem)]
+    jobs = [Job(t.name, name, spec) for name in candidates for t in dispatch.BACKENDS[name].tunables(problem)]
     if not jobs:
-        raise ValueError(f"backend: expected one that has something to tune on {problem.device_type}, got {backend!r}")
+        raise ValueError(f"backend: expected one that has something to tune on {problem.device.type}, got {backend!r}")
     return [*jobs, Job(dispatch.BACKEND.name, "auto", spec)] if len(candidates) > 1 else jobs
 
 

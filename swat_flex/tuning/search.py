@@ -8,11 +8,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from autotune import Budget, Entry, Event, LocalRunner, Result, Runner, WorkerRunner, search
 from autotune.search import FINALISTS
-from swat_flex import dispatch, winners
+from swat_flex import dispatch, tuned
 from swat_flex.tuning.plan import CALLS, FINAL, SAMPLE_SECONDS, Planned, enough_for
 from swat_flex.tuning.results import Outcome, Tuned
 from swat_flex.tuning.tasks import Job, SwatTask
@@ -50,7 +48,7 @@ def hold(
             on_outcome(outcome)
     except KeyboardInterrupt:  # between two searches
         interrupted = True
-    return Tuned(tuple(outcomes), winners.store().folder, time.monotonic() - started, interrupted)
+    return Tuned(tuple(outcomes), tuned.store().folder, time.monotonic() - started, interrupted)
 
 
 def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
@@ -61,7 +59,7 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
     space = tunable.space(problem)
 
     def reject(config: Any) -> str | None:
-        return dispatch.why_not(problem, config.backend) if tunable is dispatch.BACKEND else None
+        return dispatch.BACKENDS[config.backend].supports(problem) if tunable is dispatch.BACKEND else None
 
     with ExitStack() as stack:
         result = search(
@@ -73,7 +71,7 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
         )
     if result.winner is None:
         return replace(outcome, result=result, note=_nothing(result))
-    entry = Entry.of(tunable.key(problem, torch.device(job.spec.device)), space, result)
+    entry = Entry.of(tunable.key(problem), space, result)
     return replace(outcome, result=result, entry=entry, saved=_keep(entry))
 
 
@@ -94,9 +92,9 @@ def _budget(item: Planned) -> Budget:
 
 def _keep(entry: Entry) -> bool:
     """Save an entry; one of an interrupted search replaces no better one."""
-    store = winners.store()
+    store = tuned.store()
     saved = store.merge([entry]).unsaved == 0 if entry.interrupted else store.put(entry)
-    winners.refresh()
+    tuned.refresh()
     return saved
 
 

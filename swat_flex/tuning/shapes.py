@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swat_flex.problem import SwatProblem, WindowLike
+from swat_flex.problem import Problem, WindowLike
 from swat_flex.window import Window
 
 
@@ -30,9 +30,9 @@ class Shape:
     head_dim: int
     queries: int | None = None
 
-    def problem(self, window: WindowLike, dtype: torch.dtype, device_type: str, backward: bool) -> SwatProblem:
+    def problem(self, window: WindowLike, dtype: torch.dtype, device: torch.device, backward: bool) -> Problem:
         """With the default slopes, without bias and documents."""
-        return SwatProblem(
+        return Problem(
             batch=self.batch,
             q_heads=self.q_heads,
             kv_heads=self.kv_heads,
@@ -41,7 +41,7 @@ class Shape:
             head_dim=self.head_dim,
             value_dim=self.head_dim,
             dtype=dtype,
-            device_type=device_type,
+            device=device,
             window=Window.of(window),
             activation="sigmoid",
             has_slopes=True,

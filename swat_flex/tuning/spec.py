@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swat_flex.positions import slopes_of
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 
 SEED = 0
 LOGIT_BIAS = -1.0  # the same work as any other
@@ -27,7 +27,7 @@ class Spec:
         decode: a step of `swat_decode`, of q_len new tokens and the kv_len = window + q_len − 1 keys they see.
     """
 
-    problem: SwatProblem
+    problem: Problem
     device: str
     document_ids: Tensor | None = None
     decode: bool = False

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from autotune import Clock, Rejected, WallClock, clock_for
-from swat_flex import dispatch, winners
+from swat_flex import dispatch, tuned
 from swat_flex.api import flex_swat
 from swat_flex.backends import triton
+from swat_flex.tuned import Tunable
 from swat_flex.tuning.check import Truth
 from swat_flex.tuning.spec import Inputs, Spec
-from swat_flex.winners import Tunable
 
 Results = dict[str, Tensor]
 
@@ -95,7 +95,7 @@ class SwatTask:
     def _run(self, config: Any, grad: Tensor) -> Results:
         forced = {**self._job.settings, self._job.tunable: config}
         backend = config.backend if self._job.tunable == dispatch.BACKEND.name else self._job.backend
-        with winners.using(forced):
+        with tuned.using(forced):
             return self._pass(backend, self._inputs, grad)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from swat_flex import api
+from swat_flex import validation
 from swat_flex.problem import Activation, Backend, Slopes, WindowLike
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def tune(
         raise TypeError(f"seconds: expected a number, got {type(seconds).__name__}")
     if not seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {seconds}")
-    q, k, v, problem = api.describe(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
+    problem = operands.problem()
     if backward is not None:
         problem = replace(problem, needs_grad=backward)
     spec = Spec(problem, str(q.device), None if document_ids is None else document_ids.detach().cpu())

@@ -8,7 +8,7 @@ import torch
 from cases import Case
 from pairwise import pairwise
 
-from swat_flex import flex_swat, naive_swat, winners
+from swat_flex import flex_swat, naive_swat, tuned
 from swat_flex.backends.banded import BandedConfig
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
@@ -110,7 +110,7 @@ CUTS = [BandedConfig(16, 1, 1), BandedConfig(32, 2**14, 3), BandedConfig(64, 2**
 def test_any_cut_gives_the_same_result(config, window, dtype):
     """Blocks, chunks of wide windows, groups of heads and batches, converted segments: none may show."""
     case = Case(1700, window, 2, 8, 5, dtype, "transposed", "padded", 600, biased=True, batch=3)
-    with winners.using({"banded.forward": config, "banded.backward": config}):
+    with tuned.using({"banded.forward": config, "banded.backward": config}):
         actual = case.run(flex_swat, backend="banded")
     exact = case.exact()
     for name, expected in exact.items():

@@ -5,9 +5,9 @@ from planting import Fault
 _OP, _TILES = "backends.banded.op", "backends.banded.tiles"
 BANDED = [
     Fault("banded", "mask off by one", _TILES, "self.left_edge] <= left)", "self.left_edge] < left)"),
-    Fault("banded", "sign of the slope", _TILES, "else slopes.to(", "else -slopes.to("),
+    Fault("banded", "sign of the slope", _TILES, "else x.to(", "else -x.to("),
     Fault("banded", "missing scale", _TILES, "alpha=self.scale)", "alpha=1.0)"),
-    Fault("banded", "wrong key head", _TILES, "x[group[0], group[1], keys].f", "x[group[0], group[1], keys].flip(1).f"),
+    Fault("banded", "wrong key head", _TILES, "x[part[0], part[1], keys].f", "x[part[0], part[1], keys].flip(1).f"),
     Fault("banded", "dropped left edge", _TILES, "bitwise_and_(self.in_left[:n_rows, first:end])", "zero_()"),
     Fault(
         "banded",
@@ -109,8 +109,8 @@ FLEX = [
         "flex",
         "dropped left edge",
         "backends.flex.blocks",
-        "- self.left) // self.tile +",
-        "- self.left) // self.tile + 1 +",
+        "- self.sides[0]) // self.block +",
+        "- self.sides[0]) // self.block + 1 +",
     ),
     Fault(
         "flex",

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from swat_flex import explain, flex_swat, modifiers
 from swat_flex.backends.flex import programs
-from swat_flex.backends.flex.blocks import TILE, _remembered, padded_tiles
+from swat_flex.backends.flex.blocks import BLOCK, _cached, padded_blocks
 from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
@@ -69,17 +69,17 @@ def test_modes_share_a_program_and_leave_nothing_behind(compilations):
 
 def test_caches_are_bounded():
     assert programs._compiled.cache_info().maxsize == programs.PROGRAMS
-    assert _remembered.cache_info().maxsize <= 64
+    assert _cached.cache_info().maxsize <= 64
 
 
 @pytest.mark.parametrize(("per_doubling", "bound"), [(1, 14), (4, 48)])
 def test_a_million_lengths_make_few_sizes(per_doubling, bound):
     """The bound that the backend's documentation states, for lengths up to 2^20 tokens."""
-    tiles = {padded_tiles(length, per_doubling) for length in range(1, 2**20 + 1, 37)}
+    tiles = {padded_blocks(length, per_doubling) for length in range(1, 2**20 + 1, 37)}
     assert len(tiles) <= bound
     for length in (1, 128, 129, 1000, 5000, 2**20):
-        padded = padded_tiles(length, per_doubling) * TILE
-        assert length <= padded <= max(TILE, 2 * length if per_doubling == 1 else 1.25 * length + TILE)
+        padded = padded_blocks(length, per_doubling) * BLOCK
+        assert length <= padded <= max(BLOCK, 2 * length if per_doubling == 1 else 1.25 * length + BLOCK)
 
 
 def test_fake_tensors_are_not_computed():

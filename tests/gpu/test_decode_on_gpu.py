@@ -7,7 +7,7 @@ import torch
 
 from swat_flex import RingCache, swat_decode, swat_prefill
 from swat_flex.backends.triton import decode_op
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
 pytestmark = pytest.mark.gpu
@@ -128,7 +128,7 @@ def test_a_tuned_step_runs_its_winner(monkeypatch):
     from swat_flex.tuning.search import hold
     from swat_flex.tuning.spec import Spec
 
-    of = SwatProblem.of_self_attention(8, 256, 64, torch.bfloat16, "cuda", 256)
+    of = Problem.of_self_attention(8, 256, 64, torch.bfloat16, "cuda", 256)
     spec = Spec(dataclasses.replace(of, kv_heads=2, q_len=1, needs_grad=False), "cuda:0", decode=True)
     (outcome,) = hold(plan(jobs_of(spec, "auto", 15), 15), 15, lambda *_: None, lambda _: None).outcomes
     assert outcome.saved

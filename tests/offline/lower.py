@@ -28,7 +28,7 @@ from torch._inductor.ir import NoneAsConstantBuffer  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from swat_flex.backends.flex import op, programs  # noqa: E402
-from swat_flex.backends.flex.blocks import TILE, Blocks, Bounds, band, padded_tiles  # noqa: E402
+from swat_flex.backends.flex.blocks import BLOCK, BlockLists, Bounds, Form, Grid, band, padded_blocks  # noqa: E402
 from swat_flex.backends.flex.config import FlexConfig  # noqa: E402
 from swat_flex.window import Window  # noqa: E402
 
@@ -84,13 +84,13 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(case.get("seed", 0))
     dtype = getattr(torch, case["dtype"])
     batch, heads, kv_heads, length = case["batch"], case["q_heads"], case["kv_heads"], case["length"]
-    tiles = padded_tiles(length, per_doubling=4)
+    tiles = padded_blocks(length, per_doubling=4)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     def padded(count: int, width: int) -> torch.Tensor:
-        x = torch.zeros(batch, count, tiles * TILE, width, dtype=dtype)
+        x = torch.zeros(batch, count, tiles * BLOCK, width, dtype=dtype)
         x[:, :, :length] = draw(batch, count, length, width)
         return x
 
@@ -99,19 +99,17 @@ def arguments(case: dict) -> dict[str, torch.Tensor]:
         "k": padded(kv_heads, case["head_dim"]),
         "v": padded(kv_heads, case["value_dim"]),
         "slopes": None,
-        "logit_bias": draw(heads)[:, None].repeat(1, tiles * TILE) if case.get("logit_bias") else None,
+        "logit_bias": draw(heads)[:, None].repeat(1, tiles * BLOCK) if case.get("logit_bias") else None,
     }
     if case.get("slopes", True):
-        made["slopes"] = op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * TILE).detach()
+        made["slopes"] = op.by_query((-draw(heads).abs()).requires_grad_(case["backward"]), tiles * BLOCK).detach()
     config, sides = configured(case), case["window"]
     window = Window(*sides) if isinstance(sides, list) else Window.of(sides)
     ids = torch.arange(length).expand(batch, -1) // 60 - 1 if case.get("documents") else None
-    made["document_ids"] = None if ids is None else F.pad(ids, (0, tiles * TILE - length), value=-1)
-    columns = tiles * TILE // config.mask_block
-    bounds, blocks = band(
-        window, length, length, columns, columns, torch.device("cpu"), ids,
-        backward=case["backward"], extra_key=False, dense_shape=False, tile=config.mask_block, merged=config.contiguous,
-    )  # fmt: skip
+    made["document_ids"] = None if ids is None else F.pad(ids, (0, tiles * BLOCK - length), value=-1)
+    columns = tiles * BLOCK // config.mask_block
+    grid = Grid(window, length, length, columns, columns, torch.device("cpu"), config.mask_block)
+    bounds, blocks = band(grid, Form(backward=case["backward"], merged=config.contiguous), ids)
     made |= {f"bounds.{n}": x for n, x in bounds._asdict().items()}
     made |= {f"blocks.{n}": x for n, x in blocks._asdict().items() if x is not None}
     grad = torch.zeros(*made["q"].shape[:3], case["value_dim"], dtype=dtype)
@@ -134,11 +132,12 @@ def lower(case: dict) -> dict[str, object]:
                 fake[name] = recorder.name(made.requires_grad_(name in differentiable), name)
         tensors = [fake.get(name) for name in ("q", "k", "v", "slopes", "logit_bias", "document_ids")]
         bounds = Bounds(*(fake[f"bounds.{n}"] for n in Bounds._fields))
-        blocks = Blocks(*(fake.get(f"blocks.{n}") for n in Blocks._fields))
+        blocks = BlockLists(*(fake.get(f"blocks.{n}") for n in BlockLists._fields))
         scale = case["head_dim"] ** -0.5
         program = torch.compile(programs.attend, fullgraph=True, dynamic=False)
         with torch.set_grad_enabled(case["backward"]):
-            out = program(*tensors, bounds, blocks, scale, case.get("softmax", False), config)
+            settings = programs.Settings(scale, case.get("softmax", False), config)
+            out = program(programs.Inputs(*tensors), bounds, blocks, settings)
         wanted = [name for name in differentiable if name in fake]
         gradients = torch.autograd.grad(out, [fake[name] for name in wanted], fake["grad"]) if wanted else ()
     found = {name: recorder.names.get(id(x), "?") for name, x in zip(wanted, gradients, strict=True)}

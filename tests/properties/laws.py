@@ -44,7 +44,7 @@ def agreement(case: SwatCase, backend: Backend) -> None:
 
 def causality(case: SwatCase, backend: Backend) -> None:
     """No bit of a row depends on what comes later than its window's right side, queries included."""
-    _, right = Window.of(case.window).reach(case.length, case.length)
+    _, right = Window.of(case.window).clamped(case.length, case.length)
     keep = case.length // 2
     q, k, v = (x.clone() for x in case.tensors())
     for x, end in ((q, keep - case.fewer), (k, keep + right), (v, keep + right)):
@@ -119,7 +119,7 @@ def shift(case: SwatCase, backend: Backend) -> None:
 
 def prefix(case: SwatCase, backend: Backend) -> None:
     """Rows of the first n tokens do not know that more follow."""
-    _, right = Window.of(case.window).reach(case.length, case.length)
+    _, right = Window.of(case.window).clamped(case.length, case.length)
     n = case.length - 1 - case.seed % max(1, case.length // 2)
     rows = n - right - case.fewer
     if rows < 1:
@@ -136,7 +136,7 @@ def chunks(case: SwatCase, backend: Backend) -> None:
     """The last queries with only the keys their window reaches."""
     q, k, v = case.tensors()
     start = q.shape[2] // 2
-    left, _ = Window.of(case.window).reach(q.shape[2], case.length)
+    left, _ = Window.of(case.window).clamped(q.shape[2], case.length)
     first = max(0, case.fewer + start - left)
     ids = case.options()["document_ids"]
     ids = ids if ids is None else ids[..., first:]

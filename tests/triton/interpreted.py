@@ -12,7 +12,7 @@ import torch
 from cases import Case
 from pairwise import pairwise
 
-from swat_flex import flex_swat, naive_swat, winners
+from swat_flex import flex_swat, naive_swat, tuned
 from swat_flex.backends.triton import TritonConfig, op
 from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
 
@@ -168,7 +168,7 @@ def test_offsets_beyond_two_to_the_31_elements_are_reached(strides):
     ids=str,
 )
 def test_every_way_of_pairing_computes_the_same(case, pair):
-    with winners.using({"triton.forward": TritonConfig(32, 16, 4, 2, pair=pair)}):
+    with tuned.using({"triton.forward": TritonConfig(32, 16, 4, 2, pair=pair)}):
         check(case)
 
 
@@ -188,7 +188,7 @@ FOLDED = [
 @pytest.mark.parametrize("pair", [None, "queries"])
 @pytest.mark.parametrize("case", FOLDED, ids=str)
 def test_the_windows_edges_fold_into_one_tile(case, pair, descriptors):
-    with winners.using({"triton.forward": TritonConfig(32, 32, 4, 2, descriptors, pair=pair)}):
+    with tuned.using({"triton.forward": TritonConfig(32, 32, 4, 2, descriptors, pair=pair)}):
         check(case)
 
 
@@ -287,9 +287,9 @@ def test_a_configuration_in_force_runs_or_fails(launched):
     from triton.runtime.errors import OutOfResources
 
     q, k, v = Case(70, 30, 1, 16, dtype="float16", kv_heads=1).tensors()
-    with winners.using({"triton.forward": TritonConfig(64, 16, 4, 1)}), pytest.raises(OutOfResources):
+    with tuned.using({"triton.forward": TritonConfig(64, 16, 4, 1)}), pytest.raises(OutOfResources):
         flex_swat(q, k, v, 30, backend="triton")
-    with winners.using({"triton.forward": TritonConfig(16, 32, 4, 1)}):
+    with tuned.using({"triton.forward": TritonConfig(16, 32, 4, 1)}):
         out = flex_swat(q, k, v, 30, backend="triton")
     assert launched == [(64, 16), (16, 32)]
     torch.testing.assert_close(out.double(), naive_swat(q.double(), k.double(), v.double(), 30), atol=2e-2, rtol=0)
@@ -298,7 +298,7 @@ def test_a_configuration_in_force_runs_or_fails(launched):
 def test_other_tiles_compute_the_same():
     case = Case(150, (60, 3), 2, 16, dtype="float32", kv_heads=1, biased=True)
     config, exact = TritonConfig(16, 64, 4, 1), case.exact()
-    with winners.using({f"triton.{name}": config for name in ("forward", "query_gradient", "key_gradients")}):
+    with tuned.using({f"triton.{name}": config for name in ("forward", "query_gradient", "key_gradients")}):
         actual = case.run(flex_swat, backend="triton")
     for name in exact:
         error = (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), 1.0)

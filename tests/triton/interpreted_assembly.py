@@ -14,7 +14,7 @@ from interpreted import CASES, FOLDED, LONG, check
 from ptx import elementwise, in_threads, in_tile
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from swat_flex import flex_swat, winners
+from swat_flex import flex_swat, tuned
 from swat_flex.backends.triton import TritonConfig, op, sigmoid
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
@@ -49,7 +49,7 @@ def small_tiles(request):
     """Several tiles of every kind in a short sequence."""
     config = TritonConfig(32, 32, 4, 1)
     forward = dataclasses.replace(config, pair=request.param)
-    with winners.using({f"triton.{name}": config for name in KERNELS} | {"triton.forward": forward}):
+    with tuned.using({f"triton.{name}": config for name in KERNELS} | {"triton.forward": forward}):
         yield
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pairwise import pairwise
 
-from swat_flex import RingCache, swat_decode, winners
+from swat_flex import RingCache, swat_decode, tuned
 from swat_flex.backends import banded, triton
 from swat_flex.backends.triton.config import DecodeConfig
 from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
@@ -47,7 +47,7 @@ def poisoned_buffers(monkeypatch):
 
 def split(splits):
     """Force a number of splits; None is the default."""
-    return winners.using({} if splits is None else {"triton.decode": DecodeConfig(32, 4, 1, splits)})
+    return tuned.using({} if splits is None else {"triton.decode": DecodeConfig(32, 4, 1, splits)})
 
 
 def filled(case):

@@ -13,7 +13,7 @@ from swat_flex import swat_decode
 from swat_flex.backends import banded, triton
 from swat_flex.backends.triton import decode_op
 from swat_flex.backends.triton.config import DecodeConfig
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of
 from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import SwatTask
@@ -36,7 +36,7 @@ def launched(monkeypatch):
 
 def measure(folder, window, tokens, **changes):
     """Keep TUNED as the winner for steps of `a_step`'s other sizes."""
-    of = SwatProblem.of_self_attention(12, window + tokens - 1, 16, torch.float16, "cpu", window)
+    of = Problem.of_self_attention(12, window + tokens - 1, 16, torch.float16, "cpu", window)
     given = {"kv_heads": 4, "q_len": tokens, "has_logit_bias": True, "needs_grad": False}
     of = dataclasses.replace(of, **given | changes)
     space = decode_op.DECODE.space(of)
@@ -88,7 +88,7 @@ def test_a_configuration_in_force_fails_and_is_not_replaced(monkeypatch):
 
 @pytest.mark.parametrize("changes", [{}, {"q_len": 3, "kv_len": 72, "batch": 3, "has_slopes": False}], ids=str)
 def test_tuning_accepts_right_steps_and_refuses_wrong_ones(changes, monkeypatch):
-    of = SwatProblem.of_self_attention(4, 70, 16, torch.float32, "cpu", 70)
+    of = Problem.of_self_attention(4, 70, 16, torch.float32, "cpu", 70)
     given = {"kv_heads": 2, "q_len": 1, "has_logit_bias": True, "needs_grad": False}
     spec = Spec(dataclasses.replace(of, **given | changes), "cpu", decode=True)
     (job,) = jobs_of(spec, "auto", 10)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swat_flex.backends.triton.config import TritonConfig
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.window import Window
 
 pytest.importorskip("triton")
@@ -34,7 +34,7 @@ def problem(head_dim=64, dtype=torch.bfloat16, group=1, **changes):
         "head_dim": head_dim,
         "value_dim": head_dim,
         "dtype": dtype,
-        "device_type": "cuda",
+        "device": torch.device("cuda"),
         "window": Window.of(1024),
         "activation": "sigmoid",
         "has_slopes": True,
@@ -42,7 +42,7 @@ def problem(head_dim=64, dtype=torch.bfloat16, group=1, **changes):
         "has_documents": False,
         "needs_grad": True,
     }
-    return SwatProblem(**given | changes)
+    return Problem(**given | changes)
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.window import Window
 
 pytest.importorskip("triton")
@@ -30,7 +30,7 @@ def problem(head_dim=64, dtype=torch.bfloat16, group=1, tokens=1, **changes):
         "head_dim": head_dim,
         "value_dim": head_dim,
         "dtype": dtype,
-        "device_type": "cuda",
+        "device": torch.device("cuda"),
         "window": Window.of(1024),
         "activation": "sigmoid",
         "has_slopes": True,
@@ -38,7 +38,7 @@ def problem(head_dim=64, dtype=torch.bfloat16, group=1, tokens=1, **changes):
         "has_documents": False,
         "needs_grad": False,
     }
-    return SwatProblem(**given | changes)
+    return Problem(**given | changes)
 
 
 @cache

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 import torch
 
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.tuning.check import PAIRS, Truth, samples
 from swat_flex.tuning.spec import Inputs, Spec
 from swat_flex.tuning.tasks import _call
 
 
 def problem(window=100, dtype=torch.float32, **changes):
-    made = SwatProblem.of_self_attention(4, 700, 16, dtype, "cpu", window)
+    made = Problem.of_self_attention(4, 700, 16, dtype, "cpu", window)
     return dataclasses.replace(made, **changes)
 
 

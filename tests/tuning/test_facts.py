@@ -14,7 +14,7 @@ from swat_flex.backends.flex import FlexConfig
 from swat_flex.backends.flex.config import rows_are_safe
 from swat_flex.backends.flex.op import FLEX
 from swat_flex.backends.triton import DECODE, DecodeConfig, TritonConfig, configuration
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
 from swat_flex.window import Window
@@ -23,7 +23,7 @@ H100_SHARED = 232448  # bytes a block may use on sm_90
 
 
 def problem(window=512, needs_grad=True, **changes):
-    made = SwatProblem.of_self_attention(8, 4096, 64, torch.bfloat16, "cuda", window)
+    made = Problem.of_self_attention(8, 4096, 64, torch.bfloat16, "cuda", window)
     return dataclasses.replace(made, needs_grad=needs_grad, **changes)
 
 

@@ -13,17 +13,17 @@ import torch
 from typer.testing import CliRunner
 
 from autotune import Store, StoreWarning
-from swat_flex import explain, flex_swat, naive_swat, tune, winners
+from swat_flex import explain, flex_swat, naive_swat, tune, tuned
 from swat_flex.backends.banded import BandedConfig, op, tiles
 from swat_flex.cli import app
 from swat_flex.dispatch import BACKEND, BackendConfig
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import Job, SwatTask
 
 FEW = {"block": (32, 48, 80), "tile": (2**20,), "segment": (16,)}
-PROBLEM = dataclasses.replace(SwatProblem.of_self_attention(2, 200, 16, torch.float32, "cpu", 64), needs_grad=False)
+PROBLEM = dataclasses.replace(Problem.of_self_attention(2, 200, 16, torch.float32, "cpu", 64), needs_grad=False)
 SHAPE = ("--shape", "1,2,2,200,16", "--window", "64")
 
 
@@ -48,15 +48,15 @@ def told_by_a_new_process():
 
 
 def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, few):
-    tuned = tune(*qkv(), 64, seconds=20)
-    (outcome,) = tuned.outcomes
+    found = tune(*qkv(), 64, seconds=20)
+    (outcome,) = found.outcomes
     assert outcome.saved
     assert outcome.name == "banded.forward"
     assert len(outcome.result.timings) == 4
     assert outcome.result.failures == {}
     assert outcome.winner.median_ms <= outcome.default.median_ms
     digest = outcome.entry.key.digest[:8]
-    assert digest in explain(*qkv(), 64).source  # this process has looked it up before
+    assert digest in str(explain(*qkv(), 64))  # this process has looked it up before
     told = told_by_a_new_process()
     assert f"user cache, entry banded.forward {digest}" in told
     assert str(outcome.result.winner) in told
@@ -93,20 +93,20 @@ def test_documents_are_tuned_with_the_callers_own(few):
     assert outcome.saved
     assert outcome.entry.key.bucket["documents"]
     told = explain(*qkv(), 64, document_ids=ids, slopes=None, logit_bias=torch.zeros(2))
-    assert outcome.entry.key.digest[:8] in told.source
+    assert outcome.entry.key.digest[:8] in str(told)
 
 
 def test_a_disk_that_cannot_be_written_leaves_the_winner_in_memory(tmp_path, monkeypatch, few):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("AUTOTUNE_DIR", str(blocked / "folder"))
-    winners.store.cache_clear()
+    tuned.store.cache_clear()
     q, k, v = qkv()
     with pytest.warns(StoreWarning, match="cannot be written"):
-        tuned = tune(q, k, v, 64, seconds=20)
-    assert not tuned.outcomes[0].saved
+        found = tune(q, k, v, 64, seconds=20)
+    assert not found.outcomes[0].saved
     assert "for this process only" in str(tuned)
-    assert tuned.outcomes[0].entry.key.digest[:8] in explain(q, k, v, 64).source
+    assert found.outcomes[0].entry.key.digest[:8] in str(explain(q, k, v, 64))
     torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
 
 

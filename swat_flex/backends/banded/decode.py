@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from swat_flex.backends.banded.op import exact_products
-from swat_flex.backends.operator import define_decode, empty_output, per_head_dtype
+from swat_flex.backends.operator import define_decode, empty_output
+from swat_flex.positions import per_head_dtype
 
 CHUNK = 2**22  # elements of keys and values converted to float32 at a time
 

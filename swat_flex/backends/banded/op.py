@@ -19,20 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import winners
+from swat_flex import tuned
 from swat_flex.backends.banded import tiles
 from swat_flex.backends.banded.tiles import Band, BandedConfig
-from swat_flex.backends.operator import define, empty_output, per_head_dtype
-from swat_flex.problem import SwatProblem
-from swat_flex.window import Window
-from swat_flex.winners import Call, Tunable
+from swat_flex.backends.operator import Gradients, define, empty_output
+from swat_flex.operands import Operands
+from swat_flex.positions import per_head_dtype
+from swat_flex.problem import NO_HARDWARE_TANH, Problem
+from swat_flex.tuned import Tunable
 
 
-def supports(problem: SwatProblem) -> str | None:
-    """Why `banded` cannot run this problem, or None."""
-    if problem.activation == "tanh-sigmoid":
-        return "activation='tanh-sigmoid' is a GPU's hardware tanh, which only the triton backend uses"
-    return None
+def supports(problem: Problem) -> str | None:
+    """Say why `banded` cannot run this problem, or return None."""
+    return NO_HARDWARE_TANH if problem.activation == "tanh-sigmoid" else None
 
 
 _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # public, missing in torch's types
@@ -40,7 +39,7 @@ _CPU_MATMUL: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  #
 
 @contextlib.contextmanager
 def exact_products(device_type: str) -> Iterator[None]:
-    """IEEE float32 products and no autocast inside the operator, whatever holds outside."""
+    """Compute with IEEE float32 products and no autocast inside the operator, whatever holds outside."""
     matmul = {"cuda": torch.backends.cuda.matmul, "cpu": _CPU_MATMUL}.get(device_type)
     allowed = "ieee" if matmul is None else matmul.fp32_precision
     with contextlib.ExitStack() as stack:
@@ -52,92 +51,63 @@ def exact_products(device_type: str) -> Iterator[None]:
         yield
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    activation: str,
-) -> Tensor:
+def _forward(operands: Operands) -> Tensor:
+    q, k, v = operands.q, operands.k, operands.v
     out = empty_output(q, v.shape[3])
-    call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
-    config = winners.lookup(FORWARD, call) or tiles.configuration(window)
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
+    band = Band(operands, tuned.lookup(FORWARD, operands.problem()) or tiles.configuration(operands.window))
     with exact_products(q.device.type):
-        for group in band.groups():
+        for part in band.head_slices():
             for blocks, span in band.segments():
-                k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
+                k_span, v_span = band.keys(k, part, span), band.keys(v, part, span)
                 for rows in blocks:
-                    q_rows = band.rows(q, group, rows)
+                    q_rows = band.rows(q, part, rows)
                     total = band.buffer("total", q_rows.shape[0], q_rows.shape[1], v.shape[3])
                     for i, keys in enumerate(band.chunks(rows)):
                         local = slice(keys.start - span.start, keys.stop - span.start)
-                        weights = band.weights(q_rows, k_span[:, local], group, rows, keys)
+                        weights = band.weights(q_rows, k_span[:, local], part, rows, keys)
                         total.baddbmm_(weights, v_span[:, local], beta=min(i, 1))
-                    to = out[group[0], band.q_heads(group), rows]
+                    to = out[part[0], band.q_heads(part), rows]
                     to.copy_(total.view(to.shape))
     return out
 
 
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    activation: str,
-    per_head: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
+    q, k, v, scale = operands.q, operands.k, operands.v, operands.scale
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
-    config = winners.lookup(BACKWARD, call) or tiles.configuration(window)
-    band = Band(q, k, v.shape[3], slopes, logit_bias, document_ids, window, scale, activation == "softmax", config)
+    band = Band(operands, tuned.lookup(BACKWARD, operands.problem()) or tiles.configuration(operands.window))
     per_tile: dict[int, list[Tensor]] = {}
     with exact_products(q.device.type):
-        for group in band.groups():
-            dk_sum, dv_sum = band.accumulator(dk, group), band.accumulator(dv, group)
+        for part in band.head_slices():
+            dk_sum, dv_sum = band.accumulator(dk, part), band.accumulator(dv, part)
             for blocks, span in band.segments():
-                k_span, v_span = band.keys(k, group, span), band.keys(v, group, span)
+                k_span, v_span = band.keys(k, part, span), band.keys(v, part, span)
                 for rows in blocks:
-                    q_rows, grad_rows = band.rows(q, group, rows), band.rows(grad, group, rows)
+                    q_rows, grad_rows = band.rows(q, part, rows), band.rows(grad, part, rows)
                     total = band.buffer("total", *q_rows.shape)
                     for i, keys in enumerate(band.chunks(rows)):
                         local = slice(keys.start - span.start, keys.stop - span.start)
                         k_keys, v_keys = k_span[:, local], v_span[:, local]
-                        weights = band.weights(q_rows, k_keys, group, rows, keys)
+                        weights = band.weights(q_rows, k_keys, part, rows, keys)
                         band.add_keys(dv_sum[:, keys], weights, grad_rows)
-                        dlogits = band.logit_gradient(weights, grad_rows, v_keys, group, rows, keys)
+                        dlogits = band.logit_gradient(weights, grad_rows, v_keys, part, rows, keys)
                         band.add_keys(dk_sum[:, keys], dlogits, q_rows, scale)
                         total.baddbmm_(dlogits, k_keys, beta=min(i, 1), alpha=scale)
                         if per_head:
-                            of_tile = band.per_head_sums(dlogits, group, rows, keys)
-                            per_tile.setdefault(band.q_heads(group).start, []).append(of_tile)
-                    to = dq[group[0], band.q_heads(group), rows]
+                            of_tile = band.per_head_sums(dlogits, part, rows, keys)
+                            per_tile.setdefault(band.q_heads(part).start, []).append(of_tile)
+                    to = dq[part[0], band.q_heads(part), rows]
                     to.copy_(total.view(to.shape))
             if dk_sum.dtype != dk.dtype:
-                dk[group].copy_(dk_sum.view(dk[group].shape))
-                dv[group].copy_(dv_sum.view(dv[group].shape))
+                dk[part].copy_(dk_sum.view(dk[part].shape))
+                dv[part].copy_(dv_sum.view(dv[part].shape))
     d_per_head = torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
     for first, sums in per_tile.items():
         d_per_head[:, first : first + sums[0].shape[1]] = torch.stack(sums).sum(0)
     return dq, dk, dv, d_per_head
 
 
-def configuration(problem: SwatProblem) -> BandedConfig:
-    """What a call runs with where nothing was measured."""
-    return tiles.configuration(problem.window)
-
-
-def tunables(problem: SwatProblem) -> tuple[Tunable[BandedConfig], ...]:
-    """What a call of this problem looks up."""
+def tunables(problem: Problem) -> tuple[Tunable[BandedConfig], ...]:
+    """List what a call of this problem looks up."""
     return (FORWARD, BACKWARD) if problem.needs_grad else (FORWARD,)
 
 
@@ -151,7 +121,7 @@ def _tunable(name: str) -> Tunable[BandedConfig]:
             "segment": (4, 16, 64),
         },
         is_valid=BandedConfig.is_valid,
-        default=configuration,
+        default=lambda problem: tiles.configuration(problem.window),
         files=(Path(__file__), Path(tiles.__file__)),
     )
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from swat_flex.backends.flex.blocks import TILE
-from swat_flex.problem import SwatProblem
-from swat_flex.window import Window
+from swat_flex.backends.flex.blocks import BLOCK
+from swat_flex.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class FlexConfig:
     backward_n: int
     backward_warps: int
     backward_stages: int
-    mask_block: int = TILE
+    mask_block: int = BLOCK
     tma: bool = False
     backward_tma: bool = False
     contiguous: bool = False
@@ -46,7 +45,7 @@ class FlexConfig:
     def is_valid(self) -> bool:
         sizes = (self.block_m, self.block_n, self.backward_m, self.backward_n)
         powers = all(n >= 16 and n & (n - 1) == 0 for n in sizes)
-        divide = TILE % self.mask_block == 0 and all(self.mask_block % n == 0 for n in sizes)
+        divide = BLOCK % self.mask_block == 0 and all(self.mask_block % n == 0 for n in sizes)
         return powers and divide and self.backward_n % self.backward_m == 0
 
     def options(self) -> dict[str, Any]:
@@ -66,20 +65,21 @@ class FlexConfig:
         chosen = {name: True for name, on in switches.items() if on}
         return {"BACKEND": "TRITON", "FLOAT32_PRECISION": "'ieee'", **sizes, **chosen}
 
-    def fitting(self, window: Window, q_len: int, kv_len: int, documents: bool, softmax: bool) -> FlexConfig:
-        """Without the switches that would be wrong for these lengths."""
-        safe = self.rows_safe and softmax and not documents and rows_are_safe(window, q_len, kv_len)
-        return replace(self, rows_safe=safe, contiguous=self.contiguous and not documents)
+    def fitting(self, problem: Problem) -> FlexConfig:
+        """Turn off the switches that would be wrong for this problem."""
+        safe = self.rows_safe and problem.activation == "softmax" and rows_are_safe(problem)
+        return replace(self, rows_safe=safe, contiguous=self.contiguous and not problem.has_documents)
 
 
-def rows_are_safe(window: Window, q_len: int, kv_len: int) -> bool:
-    """Whether the first keys visited hold a visible one for every row of a tile, those beyond the last query included.
+def rows_are_safe(problem: Problem) -> bool:
+    """Tell whether the first keys visited hold a visible one for every row of a tile, padded rows included.
 
     A window's left edge hides them from the last rows: −∞ − (−∞) there is NaN. So plain causal attention alone, and its
     softmax alone: log σ(x) is −∞ itself below −88, where steep slopes lead.
     """
-    unbounded = window.left is None or window.left >= kv_len
-    return unbounded and window.right == 0 and q_len % TILE == 0 == kv_len % TILE
+    left, right = problem.window.left, problem.window.right
+    causal = (left is None or left >= problem.kv_len) and right == 0
+    return causal and not problem.has_documents and problem.q_len % BLOCK == 0 == problem.kv_len % BLOCK
 
 
 # By dtype and the larger head dimension, rounded up. All fit the 99 KiB of shared memory of the smallest GPUs; those of
@@ -102,7 +102,7 @@ def choose(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexConfig:
     return (_FLOAT32 if dtype == torch.float32 else _HALF)[64 if width <= 64 else 128 if width <= 128 else 256]
 
 
-def choices(problem: SwatProblem) -> Mapping[str, Sequence[int | bool]]:
+def choices(problem: Problem) -> Mapping[str, Sequence[int | bool]]:
     """By field of FlexConfig: the values worth trying. A backward's only where there is one.
 
     PRESCALE_QK hands a score modifier its scores in units of log2 e, which only an unmodified score survives.
@@ -119,7 +119,7 @@ def choices(problem: SwatProblem) -> Mapping[str, Sequence[int | bool]]:
         "backward_n": sizes,
         "backward_warps": (4, 8),
         "backward_stages": stages[:2],
-        "mask_block": (TILE, TILE // 2),
+        "mask_block": (BLOCK, BLOCK // 2),
         "tma": tma,
         "backward_tma": tma,
         "contiguous": (False,) if problem.has_documents else (False, True),
@@ -131,10 +131,10 @@ def choices(problem: SwatProblem) -> Mapping[str, Sequence[int | bool]]:
     return values
 
 
-def _may_be_safe(problem: SwatProblem) -> bool:
+def _may_be_safe(problem: Problem) -> bool:
     causal = problem.window.left is None and problem.window.right == 0
     return causal and problem.activation == "softmax" and not problem.has_documents
 
 
-def _is_unmodified(problem: SwatProblem) -> bool:
+def _is_unmodified(problem: Problem) -> bool:
     return problem.activation == "softmax" and not problem.has_slopes and not problem.has_logit_bias

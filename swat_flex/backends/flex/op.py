@@ -3,11 +3,12 @@
 Each call is padded to whole tiles, and its lengths to one of a few sizes, so that few programs serve all lengths;
 window, lengths, slopes and document ids enter as tensors and never cause a compilation. For one combination of batch
 size, heads, head dimensions, dtype, scale and flags, lengths up to 2^n tokens take at most n − 6 programs on a CPU
-and 4·(n − 8) on CUDA, where padding costs more; with fewer queries than keys, that many for each number of tiles of
+and 4·(n − 8) on CUDA, where padding costs more; with fewer queries than keys, that many for each number of blocks of
 keys. A window beyond 2^15 tokens adds one per doubling, a layout, requires_grad or a mode of torch another factor.
 
-A CPU computes in float32 whatever the dtype, forward only. Inside the caller's own torch.compile the CPU program is
-one opaque operator; on CUDA FlexAttention becomes part of the caller's graph, one for all symbolic lengths.
+Three paths: an operator on a CPU, which computes in float32 whatever the dtype, forward only, and stays opaque to a
+caller's torch.compile; FlexAttention inside the caller's own graph on CUDA, one graph for all symbolic lengths; and
+the eager call on CUDA, which runs a program of its own.
 """
 
 from __future__ import annotations
@@ -19,31 +20,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swat_flex import modifiers, winners
+from swat_flex import modifiers, tuned
 from swat_flex.backends.flex import blocks as block_lists
 from swat_flex.backends.flex import config as configs
-from swat_flex.backends.flex.blocks import TILE, band, kept_band, padded_tiles
-from swat_flex.backends.flex.config import FlexConfig, choose
-from swat_flex.backends.operator import empty_output
-from swat_flex.problem import SwatProblem
-from swat_flex.window import Window
-from swat_flex.winners import Call, Tunable
+from swat_flex.backends.flex.blocks import BLOCK, Form, Grid, band, cached_band, padded_blocks
+from swat_flex.backends.flex.config import FlexConfig
+from swat_flex.backends.operator import define, empty_output
+from swat_flex.operands import Operands
+from swat_flex.problem import NO_HARDWARE_TANH, Problem
+from swat_flex.tracing import is_traced
+from swat_flex.tuned import Tunable
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked here: torch 2.11 cannot trace the question
 
 
-def supports(problem: SwatProblem) -> str | None:
-    """Why `flex` cannot run this problem, or None."""
+def supports(problem: Problem) -> str | None:
+    """Say why `flex` cannot run this problem, or return None."""
+    device = problem.device.type
     if problem.activation == "tanh-sigmoid":
-        return "activation='tanh-sigmoid' is a GPU's hardware tanh, which only the triton backend uses"
+        return NO_HARDWARE_TANH
     if problem.dtype == torch.float64:
         return "FlexAttention does not compute in float64"
     if problem.kv_len > 2**24:
         return f"its distances are exact up to 2^24 tokens, got {problem.kv_len}"
-    if problem.device_type == "cpu":
+    if device == "cpu":
         return "FlexAttention has no backward on a CPU; call it under torch.no_grad()" if problem.needs_grad else None
-    if problem.device_type != "cuda":
-        return f"FlexAttention is lowered for CPU and CUDA here, not for {problem.device_type}"
+    if device != "cuda":
+        return f"FlexAttention is lowered for CPU and CUDA here, not for {device}"
     if not _HAS_TRITON:
         return "FlexAttention on CUDA needs Triton, which is not installed"
     if problem.dtype == torch.float16 and problem.needs_grad and problem.activation == "sigmoid":
@@ -51,20 +54,8 @@ def supports(problem: SwatProblem) -> str | None:
     return None
 
 
-def configuration(problem: SwatProblem) -> FlexConfig | None:
-    """What a call runs with where nothing was measured; None on a CPU, whose C++ template leaves nothing to choose."""
-    if problem.device_type == "cpu":
-        return None
-    return _default(problem)
-
-
-def tunables(problem: SwatProblem) -> tuple[Tunable[FlexConfig], ...]:
-    """What a call of this problem looks up."""
-    return () if problem.device_type == "cpu" else (FLEX,)
-
-
-def _default(problem: SwatProblem) -> FlexConfig:
-    return choose(problem.head_dim, problem.value_dim, problem.dtype)
+def _default(problem: Problem) -> FlexConfig:
+    return configs.choose(problem.head_dim, problem.value_dim, problem.dtype)
 
 
 FLEX = Tunable(
@@ -78,109 +69,121 @@ FLEX = Tunable(
 )
 
 
-def swat(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    activation: str,
-) -> Tensor:
-    """`[B, Hq, Lq, Dv]` from validated arguments; slopes and logit_bias are `[Hq]`."""
-    softmax = activation == "softmax"
+def tunables(problem: Problem) -> tuple[Tunable[FlexConfig], ...]:
+    """List what a call of this problem looks up: nothing on a CPU, whose C++ template leaves nothing to choose."""
+    return () if problem.device.type == "cpu" else (FLEX,)
+
+
+def swat(operands: Operands) -> Tensor:
+    """Compute `[B, Hq, Lq, Dv]`."""
+    q = operands.q
     if q.device.type == "cpu":
-        out: Tensor = _on_cpu(q, k, v, slopes, logit_bias, document_ids, window.left, window.right, scale, softmax)
-        return out
+        return _cpu_operator(operands)
     if q.shape[0] == 0 or q.shape[2] == 0:
-        return empty_output(q, v.shape[3])
+        return empty_output(q, operands.v.shape[3])
     with torch.autocast(q.device.type, enabled=False):
-        return _on_cuda(q, k, v, slopes, logit_bias, document_ids, window, scale, softmax)
+        return _traced(operands) if is_traced(q) else _eager(operands)
 
 
-@torch.library.custom_op(
-    "swat_flex::flex",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? slopes, Tensor? logit_bias, Tensor? document_ids, "
-    "SymInt? left, SymInt? right, float scale, bool softmax) -> Tensor",
-)
-def _on_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    left: int | None,
-    right: int | None,
-    scale: float,
-    softmax: bool,
-) -> Tensor:
+def _on_cpu(operands: Operands) -> Tensor:
+    from swat_flex.backends.flex.programs import Inputs, Settings, run_compiled  # imports half of torch's compiler
+
+    q, k, v, ids = operands.q, operands.k, operands.v, operands.document_ids
+    q_len, kv_len, softmax = q.shape[2], k.shape[2], operands.activation == "softmax"
     out = empty_output(q, v.shape[3])
-    if out.numel() == 0:
-        return out
-    q_len, kv_len = q.shape[2], k.shape[2]
-    q_pad, kv_pad = (padded_tiles(length, per_doubling=1) * TILE - length for length in (q_len, kv_len))
+    rows, columns = padded_blocks(q_len, per_doubling=1), padded_blocks(kv_len, per_doubling=1)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         # Copies, also where nothing is padded: tensors of inference mode would ask for programs of their own.
-        padded_q = F.pad(q.float(), (0, 0, 0, q_pad))
+        q = F.pad(q.float(), (0, 0, 0, rows * BLOCK - q_len))
         if softmax:
-            k, v = F.pad(k.float(), (0, 0, 0, kv_pad)), F.pad(v.float(), (0, 0, 0, kv_pad))
+            k, v = (F.pad(x.float(), (0, 0, 0, columns * BLOCK - kv_len)) for x in (k, v))
         else:
-            k, v = modifiers.with_extra_key(k.float(), v.float(), kv_len + kv_pad + TILE)
-        slopes, logit_bias = (x if x is None else x.detach().clone() for x in (slopes, logit_bias))
-        lengths, window = (q_len, kv_len), Window(left, right)
-        result = _run(padded_q, k, v, slopes, logit_bias, document_ids, window, lengths, scale, softmax, None)
+            columns += 1  # the block of the extra key
+            k, v = modifiers.with_extra_key(k.float(), v.float(), columns * BLOCK)
+        slopes, logit_bias = (x if x is None else x.detach().clone() for x in (operands.slopes, operands.logit_bias))
+        grid = Grid(operands.window, q_len, kv_len, rows, columns, q.device)
+        form = Form(extra_key=not softmax, dense_shape=True)
+        ids, bounds, blocks = _bounded(grid, form, ids, len(q))
+        inputs = Inputs(q, k, v, slopes, logit_bias, ids)
+        result = run_compiled(inputs, bounds, blocks, Settings(operands.scale, softmax, None))
     return out.copy_(result[:, :, :q_len])
 
 
-@_on_cpu.register_fake
-def _(q, k, v, slopes, logit_bias, document_ids, left, right, scale, softmax):  # type: ignore[no-untyped-def]
-    return empty_output(q, v.shape[3])
+_cpu_operator = define("flex", _on_cpu)
 
 
-def _on_cuda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    scale: float,
-    softmax: bool,
-) -> Tensor:
-    """FlexAttention needs whole tiles (a ragged end gives NaN gradients) and head dimensions of at least 16."""
-    q_len, kv_len, head_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-    config = choose(head_dim, value_dim, q.dtype)
-    if not _is_traced(q):
-        backward = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (q, k, v, slopes, logit_bias)
-        )
-        activation = "softmax" if softmax else "sigmoid"
-        call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation, backward)
-        config = winners.lookup(FLEX, call) or config
-        config = config.fitting(window, q_len, kv_len, document_ids is not None, softmax)
-    q = _padded(q, q_len, max(16, head_dim))
-    k, v = _padded(k, kv_len, max(16, head_dim)), _padded(v, kv_len, max(16, value_dim))
-    out = _run(q, k, v, slopes, logit_bias, document_ids, window, (q_len, kv_len), scale, softmax, config)
-    return out[:, :, :q_len, :value_dim]
+def _eager(operands: Operands) -> Tensor:
+    """Run a program of our own on CUDA, with the configuration measured fastest."""
+    from swat_flex.backends.flex.programs import Inputs, Settings, run_compiled
+
+    q, k, v = operands.q, operands.k, operands.v
+    q_len, kv_len, softmax = q.shape[2], k.shape[2], operands.activation == "softmax"
+    problem = operands.problem()
+    config = (tuned.lookup(FLEX, problem) or _default(problem)).fitting(problem)
+    block = config.mask_block
+    q, k, v = (_padded(x, padded_blocks(x.shape[2], per_doubling=4)) for x in (q, k, v))
+    grid = Grid(operands.window, q_len, kv_len, q.shape[2] // block, k.shape[2] // block, q.device, block)
+    form = Form(backward=problem.needs_grad, merged=config.contiguous)
+    ids, bounds, blocks = _bounded(grid, form, operands.document_ids, len(q))
+    slopes, logit_bias = (by_query(x, q.shape[2]) for x in (operands.slopes, operands.logit_bias))
+    settings = Settings(operands.scale, softmax, config)
+    out = run_compiled(Inputs(q, k, v, slopes, logit_bias, ids), bounds, blocks, settings)
+    return out[:, :, :q_len, : operands.v.shape[3]]
 
 
-def _padded(x: Tensor, length: int, width: int) -> Tensor:
-    tiles = _traced_tiles(length) if _is_traced(x) else padded_tiles(length, per_doubling=4)
-    return F.pad(x, (0, width - x.shape[3], 0, tiles * TILE - length))
+def _traced(operands: Operands) -> Tensor:
+    """Become part of the caller's graph on CUDA; lengths may be symbols, and nothing here guards on them."""
+    from swat_flex.backends.flex.programs import Inputs, Settings, attend
+
+    q, k, v = operands.q, operands.k, operands.v
+    q_len, kv_len, ids = q.shape[2], k.shape[2], operands.document_ids
+    config = configs.choose(q.shape[3], v.shape[3], q.dtype)
+    q, k, v = (_padded(x, _traced_blocks(x.shape[2])) for x in (q, k, v))
+    block = config.mask_block
+    grid = Grid(operands.window, q_len, kv_len, q.shape[2] // block, k.shape[2] // block, q.device, block)
+    slopes, logit_bias = operands.slopes, operands.logit_bias
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, slopes, logit_bias))
+    ids = None if ids is None else _wide_ids(ids, len(q), kv_len)
+    bounds, blocks = band(grid, Form(backward=wanted, merged=config.contiguous), ids)
+    if _is_known(q_len % BLOCK == 0):  # FlexAttention wants captured tensors without symbols in their shapes
+        slopes, logit_bias = by_query(slopes, q.shape[2]), by_query(logit_bias, q.shape[2])
+    settings = Settings(operands.scale, operands.activation == "softmax", config)
+    out = attend(Inputs(q, k, v, slopes, logit_bias, ids), bounds, blocks, settings)
+    return out[:, :, :q_len, : operands.v.shape[3]]
 
 
-def _traced_tiles(length: int) -> int:
-    """Enough tiles; unless known to be whole, at least two and one to spare, so that no guard tells lengths apart."""
-    return length // TILE if _is_known(length % TILE == 0) else length // TILE + 2
+def _bounded(
+    grid: Grid, form: Form, ids: Tensor | None, batch: int
+) -> tuple[Tensor | None, block_lists.Bounds, block_lists.BlockLists]:
+    """Return (document ids of whole blocks, bounds, block lists) of a call whose sizes are numbers."""
+    if ids is None:
+        return None, *cached_band(grid, form)
+    ids = _wide_ids(ids, batch, grid.kv_len)
+    padding = grid.columns * grid.block - grid.kv_len
+    return F.pad(ids, (0, padding), value=-1), *band(grid, form, ids)
+
+
+def _wide_ids(ids: Tensor, batch: int, kv_len: int) -> Tensor:
+    """Return ids as int32 or int64 `[B, Lk]`."""
+    return ids.expand(batch, kv_len).to(torch.int64 if ids.dtype == torch.int64 else torch.int32)
+
+
+def _padded(x: Tensor, blocks: int) -> Tensor:
+    """Pad to whole blocks, since a ragged end gives NaN gradients, and to the 16 channels that FlexAttention needs."""
+    channels, tokens = max(16 - x.shape[3], 0), blocks * BLOCK - x.shape[2]
+    if channels == 0 and _is_known(tokens == 0):
+        return x  # F.pad would copy it
+    return F.pad(x, (0, channels, 0, tokens))
+
+
+def _traced_blocks(length: int) -> int:
+    """Return the number of blocks to pad to: for symbolic lengths two more than are full, so that torch.compile needs
+    no guard on the remainder."""
+    return length // BLOCK if _is_known(length % BLOCK == 0) else length // BLOCK + 2
 
 
 def _is_known(condition: bool) -> bool:
-    """Whether a condition on lengths holds, and holds for every length that a symbol in it stands for."""
+    """Tell whether a condition on lengths holds, and holds for every length that a symbol in it stands for."""
     if not torch.compiler.is_compiling() and isinstance(condition, bool):
         return condition  # in a trace a symbolic condition poses as a bool, and using it would guard on it
     from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -188,70 +191,9 @@ def _is_known(condition: bool) -> bool:
     return statically_known_true(condition)
 
 
-def _is_traced(x: Tensor) -> bool:
-    """Whether a call on x becomes part of someone's graph, or runs on a tracer's fake tensors."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    window: Window,
-    lengths: tuple[int, int],
-    scale: float,
-    softmax: bool,
-    config: FlexConfig | None,
-) -> Tensor:
-    """`[B, Hq, rows·TILE, Dv]` of padded q, k and v; `lengths` are the numbers of queries and keys before padding."""
-    from swat_flex.backends.flex.programs import attend, compiled  # imports half of torch's compiler
-
-    on_cpu = config is None
-    tile, merged = (TILE, False) if config is None else (config.mask_block, config.contiguous)
-    rows, columns = q.shape[2] // tile, k.shape[2] // tile
-    inputs = [x for x in (q, k, v, slopes, logit_bias) if x is not None]
-    backward = not on_cpu and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    if document_ids is not None:
-        wide = torch.int64 if document_ids.dtype == torch.int64 else torch.int32
-        document_ids = document_ids.expand(q.shape[0], lengths[1]).to(wide)
-    find = band if document_ids is not None or _is_traced(q) else kept_band
-    bounds, blocks = find(
-        window, *lengths, rows, columns, q.device, document_ids,
-        backward=backward, extra_key=on_cpu and not softmax, dense_shape=on_cpu,
-        tile=tile, merged=merged,
-    )  # fmt: skip
-    if not _is_traced(q) or _is_known(lengths[0] % TILE == 0):  # FlexAttention wants it without symbols
-        slopes, logit_bias = (x if x is None else by_query(x, q.shape[2]) for x in (slopes, logit_bias))
-    if _is_traced(q):
-        return attend(q, k, v, slopes, logit_bias, document_ids, bounds, blocks, scale, softmax, config)
-    if document_ids is not None:
-        document_ids = F.pad(document_ids, (0, columns * tile - lengths[1]), value=-1)
-    tensors = [x if x is None else _canonical(x) for x in (q, k, v, slopes, logit_bias, document_ids)]
-    key = (x if x is None else _described(x) for x in (*tensors, *blocks))
-    return compiled(*key, scale, softmax, config)(*tensors, bounds, blocks, scale, softmax, config)
-
-
-def by_query(x: Tensor, q_len: int) -> Tensor:
-    """`[Hq, Lq]` where x needs a gradient: its atomic additions meet in one number per query, not in one per head."""
-    return x[:, None].repeat(1, q_len) if x.requires_grad and torch.is_grad_enabled() else x
-
-
-def _canonical(x: Tensor) -> Tensor:
-    """x with the strides of a contiguous tensor, or of one whose heads and tokens are exchanged; else a copy."""
-    if x.stride() == _strides(x.shape):
+def by_query(x: Tensor | None, q_len: int) -> Tensor | None:
+    """Return `[Hq, Lq]` where x needs a gradient: its atomic additions then meet in one number per query, not in one
+    per head."""
+    if x is None or not (x.requires_grad and torch.is_grad_enabled()):
         return x
-    if x.dim() == 4 and x.transpose(1, 2).stride() == _strides(x.transpose(1, 2).shape):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return tuple(shape[i + 1 :].numel() for i in range(len(shape)))
-
-
-def _described(x: Tensor) -> tuple[object, ...]:
-    """What torch.compile binds a program to, of one input."""
-    return type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
+    return x[:, None].repeat(1, q_len)

@@ -5,37 +5,43 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from swat_flex import modifiers
-from swat_flex.backends.flex.blocks import TILE, Blocks, Bounds
+from swat_flex.backends.flex.blocks import BLOCK, BlockLists, Bounds
 from swat_flex.backends.flex.config import FlexConfig
 
 PROGRAMS = 256  # programs kept at a time; the one unused for longest goes first
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    logit_bias: Tensor | None,
-    document_ids: Tensor | None,
-    bounds: Bounds,
-    blocks: Blocks,
-    scale: float,
-    softmax: bool,
-    config: FlexConfig | None,
-) -> Tensor:
-    """SWAT of padded tensors through FlexAttention; without a config (on a CPU) the last key is the extra key.
+class Inputs(NamedTuple):
+    """A call's tensors as a program takes them: q `[B, Hq, rows·block, D]`, k and v `[B, Hkv, columns·block, ·]`,
+    slopes and logit_bias as in `modifiers.biased_score`, document_ids int `[B, ·]`."""
 
-    q is `[B, Hq, rows·TILE, D]`, k and v `[B, Hkv, columns·TILE, ·]`, slopes and logit_bias as in `biased_score`,
-    document_ids `[B, ·]`. Rows that hold no query come out as anything finite.
-    """
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slopes: Tensor | None
+    logit_bias: Tensor | None
+    document_ids: Tensor | None
+
+
+class Settings(NamedTuple):
+    """What a program is compiled for beside its inputs; on a CPU `config` is None and the last key is the extra key."""
+
+    scale: float
+    softmax: bool
+    config: FlexConfig | None
+
+
+def attend(inputs: Inputs, bounds: Bounds, blocks: BlockLists, settings: Settings) -> Tensor:
+    """Compute SWAT of padded tensors through FlexAttention; rows that hold no query come out as anything finite."""
+    q, k, v, slopes, logit_bias, document_ids = inputs
+    scale, softmax, config = settings
     left, right, offset, kv_len = bounds
     band = modifiers.band_mask(left, right, offset)
     documents = None if document_ids is None else modifiers.document_mask(document_ids, offset)
@@ -48,8 +54,8 @@ def attend(
     score_mod, mask_mod = score(slopes, logit_bias, offset), cast(modifiers.MaskMod, visible_keys)
     if config is None and not softmax:
         score_mod, mask_mod = modifiers.beside_extra_key(score_mod, mask_mod, k.shape[2] - 1)
-    tile = TILE if config is None else config.mask_block
-    block_mask = BlockMask((q.shape[2], k.shape[2]), *blocks, BLOCK_SIZE=(tile, tile), mask_mod=mask_mod)
+    block = BLOCK if config is None else config.mask_block
+    block_mask = BlockMask((q.shape[2], k.shape[2]), *blocks, BLOCK_SIZE=(block, block), mask_mod=mask_mod)
     run = functools.partial(flex_attention, q, k, v, score_mod, block_mask, scale, q.shape[1] != k.shape[1])
     if config is None:
         out = run()
@@ -60,8 +66,33 @@ def attend(
     return modifiers.sigmoid_sum(out, aux.lse)
 
 
+def run_compiled(inputs: Inputs, bounds: Bounds, blocks: BlockLists, settings: Settings) -> Tensor:
+    """Run `attend` as a compiled program, compiling it for inputs of a kind not met before (5 to 20 s)."""
+    inputs = Inputs(*(x if x is None else _canonical(x) for x in inputs))  # type: ignore[arg-type]  # a generator of six
+    kinds = (x if x is None else _kind(x) for x in (*inputs, *blocks))
+    return compiled(*kinds, *settings)(inputs, bounds, blocks, settings)
+
+
+def _canonical(x: Tensor) -> Tensor:
+    """Return x with the strides of a contiguous tensor, or of one whose heads and tokens are exchanged; else a copy."""
+    if x.stride() == _strides(x.shape):
+        return x
+    if x.dim() == 4 and x.transpose(1, 2).stride() == _strides(x.transpose(1, 2).shape):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(shape[i + 1 :].numel() for i in range(len(shape)))
+
+
+def _kind(x: Tensor) -> tuple[object, ...]:
+    """Return what torch.compile binds a program to, of one input."""
+    return type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
+
+
 def compiled(*key: object) -> Callable[..., Tensor]:
-    """`attend` compiled for one key, which must hold all that a compilation depends on.
+    """Return `attend` compiled for one key, which must hold all that a compilation depends on.
 
     torch.compile gives up on a function, or falls back to a dense L × L product, after 8 compilations of one code
     object; so each key has a code object of its own, compiled once, and once more where an operator in a caller's

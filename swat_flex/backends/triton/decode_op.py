@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import winners
+from swat_flex import tuned
 from swat_flex.backends.operator import define_decode, empty_output
 from swat_flex.backends.triton.config import DecodeConfig, compiler_options, decode_configurations, decode_values
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.op import FLOAT16_SHIFT, _kind, _on
-from swat_flex.problem import SwatProblem
-from swat_flex.winners import Call, Tunable
+from swat_flex.problem import Problem
+from swat_flex.tuned import Tunable
 
 FILES = ("decode_op.py", "decode.py", "config.py", "sigmoid.py", "tiles.py")  # config.py: how many splits None is
 MAX_ROWS = 64  # queries of one program: those of a group beyond read its keys again
@@ -25,7 +25,7 @@ def row_tile(rows: int) -> int:
     return min(MAX_ROWS, padded(rows))
 
 
-def decode_configuration(problem: SwatProblem) -> DecodeConfig:
+def decode_configuration(problem: Problem) -> DecodeConfig:
     """What a step runs with where nothing was measured.
 
     Args:
@@ -50,9 +50,9 @@ def _candidates(
     q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, window: int
 ) -> tuple[DecodeConfig, ...]:
     """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
-    if (forced := winners.forced(DECODE)) is not None:
+    if (forced := tuned.forced(DECODE)) is not None:
         return (forced,)
-    winner = winners.lookup(DECODE, Call.of_step(q, keys, values, slopes, logit_bias, window))
+    winner = tuned.lookup(DECODE, Problem.of_step(q, keys, values, window, slopes, logit_bias))
     widest = max(padded(q.shape[3]), padded(values.shape[3]))
     defaults = decode_configurations(_rows(q, keys)[1], widest, q.element_size())
     return defaults if winner is None else (winner, *defaults)

@@ -7,7 +7,7 @@ from typing import Any
 from swat_flex.backends.triton.config import Kernel, TritonConfig, compiler_options, configurations
 from swat_flex.backends.triton.descriptors import STREAMED, block_shape, padded
 from swat_flex.backends.triton.op import FLOAT16_SHIFT
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 
 KERNELS: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -15,7 +15,7 @@ _OPTIONAL = {"slopes": "*fp32", "logit_bias": "*fp32", "document_ids": "*i32", "
 
 
 def compile_kernel(
-    name: Kernel, problem: SwatProblem, target: str, *, per_head: bool = False, config: TritonConfig | None = None
+    name: Kernel, problem: Problem, target: str, *, per_head: bool = False, config: TritonConfig | None = None
 ) -> Any:
     """A kernel as a launch would specialise it for this problem, with its tensors contiguous and aligned.
 
@@ -74,7 +74,7 @@ def compile_kernel(
 
 
 def _constants(
-    name: Kernel, problem: SwatProblem, config: TritonConfig, dims: tuple[int, int], amd: bool
+    name: Kernel, problem: Problem, config: TritonConfig, dims: tuple[int, int], amd: bool
 ) -> dict[str, Any]:
     from swat_flex.backends.triton import sigmoid
 

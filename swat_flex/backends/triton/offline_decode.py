@@ -10,25 +10,25 @@ from swat_flex.backends.triton.decode_op import decode_configuration, row_tile
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.offline import _TYPES
 from swat_flex.backends.triton.op import FLOAT16_SHIFT
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 
 MULTIPROCESSORS = 132  # of the Hopper GPUs; they decide the number of splits
 
 
-def offline_configuration(problem: SwatProblem) -> DecodeConfig:
+def offline_configuration(problem: Problem) -> DecodeConfig:
     """What a step runs with: `problem.q_len` new tokens against a ring of `problem.kv_len` slots."""
     config = decode_configuration(problem)
     return replace(config, splits=splits_of(config, problem))
 
 
-def splits_of(config: DecodeConfig, problem: SwatProblem, multiprocessors: int = MULTIPROCESSORS) -> int:
+def splits_of(config: DecodeConfig, problem: Problem, multiprocessors: int = MULTIPROCESSORS) -> int:
     """Splits of a launch for this problem."""
     rows = problem.q_heads // problem.kv_heads * problem.q_len
     programs = problem.batch * problem.kv_heads * -(-rows // row_tile(rows))
     return config.splits_of(programs, problem.kv_len, multiprocessors)
 
 
-def compile_decode(problem: SwatProblem, target: str, *, config: DecodeConfig | None = None) -> Any:
+def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None = None) -> Any:
     """The kernel as a launch would specialise it for this problem, with its tensors contiguous and aligned.
 
     Args:

@@ -18,20 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import winners
-from swat_flex.backends.operator import define, empty_output, per_head_dtype
+from swat_flex import tuned
+from swat_flex.backends.operator import Gradients, define, empty_output
 from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, compiler_options, configurations, runs_on
 from swat_flex.backends.triton.descriptors import described, padded
-from swat_flex.problem import SwatProblem
-from swat_flex.window import Window
-from swat_flex.winners import Call, Tunable
+from swat_flex.operands import Operands
+from swat_flex.positions import per_head_dtype
+from swat_flex.problem import Problem
+from swat_flex.tuned import Tunable
 
 FLOAT16_SHIFT = 15  # weights are rounded times 2¹⁵: the largest, 1, stays below float16's 65,504
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def supports(problem: SwatProblem) -> str | None:
+def supports(problem: Problem) -> str | None:
     """Why `triton` cannot run this problem, or None."""
     if not _INSTALLED:
         return "triton is not installed"
@@ -39,16 +40,16 @@ def supports(problem: SwatProblem) -> str | None:
         return "activation='softmax' is for baselines, which naive, banded and flex have"
     if problem.dtype == torch.float64:
         return "the kernels sum in float32, which float64 would not survive"
-    if problem.device_type == "cuda":
+    if problem.device.type == "cuda":
         return None
-    if problem.device_type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the kernels need a GPU, got {problem.device_type}"
+    if problem.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the kernels need a GPU, got {problem.device.type}"
     if problem.dtype == torch.bfloat16 or problem.activation == "tanh-sigmoid":
         return "Triton's interpreter has neither bfloat16 products nor the hardware tanh"
     return None
 
 
-def configuration(problem: SwatProblem, target: str | None = None) -> dict[Kernel, TritonConfig]:
+def configuration(problem: Problem, target: str | None = None) -> dict[Kernel, TritonConfig]:
     """What a call runs with where nothing was measured, kernel by kernel.
 
     Args:
@@ -62,13 +63,13 @@ def configuration(problem: SwatProblem, target: str | None = None) -> dict[Kerne
     return {kernel: configurations(kernel, widest, problem.dtype.itemsize, target)[0] for kernel in kernels}
 
 
-def tunables(problem: SwatProblem) -> tuple[Tunable[TritonConfig], ...]:
+def tunables(problem: Problem) -> tuple[Tunable[TritonConfig], ...]:
     """What a call of this problem looks up."""
     return tuple(TUNABLES.values()) if problem.needs_grad else (TUNABLES["forward"],)
 
 
 def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
-    def default(problem: SwatProblem) -> TritonConfig:
+    def default(problem: Problem) -> TritonConfig:
         return configuration(problem)[kernel]
 
     folder = Path(__file__).parent
@@ -92,26 +93,24 @@ TUNABLES: dict[Kernel, Tunable[TritonConfig]] = {
 class _Call:
     """What the kernels of one call have in common."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
-        document_ids: Tensor | None, window: Window, scale: float, activation: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, operands: Operands) -> None:
+        q, k, v, ids = operands.q, operands.k, operands.v, operands.document_ids
         self.q, self.k, self.v = q, k, v
-        vectors = (slopes, logit_bias, document_ids)
+        vectors = (operands.slopes, operands.logit_bias, ids)
         self.vectors = tuple(None if x is None else x.contiguous() for x in vectors)
         q_len, kv_len, head_dim, value_dim = q.shape[2], k.shape[2], q.shape[3], v.shape[3]
-        left, right = window.reach(q_len, kv_len)
-        document_stride = kv_len if document_ids is not None and document_ids.dim() == 2 else 0
+        left, right = operands.window.clamped(q_len, kv_len)
+        document_stride = kv_len if ids is not None and ids.dim() == 2 else 0
         self.group = q.shape[1] // k.shape[1]
-        self.sizes = (q_len, kv_len, left, right, scale, q.shape[1], self.group, document_stride)
+        self.sizes = (q_len, kv_len, left, right, operands.scale, q.shape[1], self.group, document_stride)
         self.padded = padded(head_dim), padded(value_dim)
         self.constants: dict[str, Any] = {
             "D": head_dim, "DV": value_dim, "BD": self.padded[0], "BDV": self.padded[1],
             "BOTH_SIDES": right > 0 or q.dtype == torch.float32,  # the parts of a split distance would cancel
-            "KIND": _kind(q, activation),
+            "KIND": _kind(q, operands.activation),
         }  # fmt: skip
         self.shift = FLOAT16_SHIFT if q.dtype == torch.float16 else 0
-        self.call = Call.of(q, k, v, slopes, logit_bias, document_ids, window, activation)
+        self.problem = operands.problem()
 
     def launch(self, kernel: Any, name: Kernel, tiles: Callable[[TritonConfig], int], *args: Any, **more: Any) -> None:
         """Run a kernel over `tiles` programs, with the first configuration that the device has room for."""
@@ -134,9 +133,9 @@ class _Call:
     def _candidates(self, name: Kernel) -> tuple[TritonConfig, ...]:
         """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
         tunable = TUNABLES[name]
-        if (forced := winners.forced(tunable)) is not None:
+        if (forced := tuned.forced(tunable)) is not None:
             return (forced,)
-        winner = winners.lookup(tunable, self.call)
+        winner = tuned.lookup(tunable, self.problem)
         defaults = configurations(name, max(self.padded), self.q.element_size(), _target(self.q.device))
         return defaults if winner is None else (winner, *defaults)
 
@@ -180,10 +179,11 @@ def _tiles(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+def _forward(operands: Operands) -> Tensor:
     from swat_flex.backends.triton.forward import forward_kernel
 
-    call = _Call(q, k, v, *rest)
+    q, k, v = operands.q, operands.k, operands.v
+    call = _Call(operands)
     out = empty_output(q, v.shape[3])
     with _on(q):
         call.launch(
@@ -193,11 +193,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return out
 
 
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
     from swat_flex.backends.triton.backward import key_gradients_kernel, query_gradient_kernel
 
-    *inputs, per_head = rest
-    call = _Call(q, k, v, *inputs)
+    q, k, v = operands.q, operands.k, operands.v
+    call = _Call(operands)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     batch, q_heads, q_len, _ = q.shape
     scale = _logit_gradient_scale(grad, v) if q.dtype == torch.float16 else None

@@ -15,13 +15,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from autotune import Entry, Store, StoreWarning, Timing, Versions
-from swat_flex import explain, flex_swat, naive_swat, winners
+from swat_flex import explain, flex_swat, naive_swat, tuned
 from swat_flex.backends.banded import BandedConfig, op
 from swat_flex.backends.triton.op import TUNABLES
 from swat_flex.dispatch import BACKEND, BackendConfig
-from swat_flex.problem import SwatProblem
+from swat_flex.problem import Problem
 
-CPU = torch.device("cpu")
 TUNED = BandedConfig(32, 2**18, 4)
 WATCHED = {"open", "os.listdir", "os.scandir", "subprocess.Popen"}
 _opened: list[str] | None = None
@@ -46,7 +45,7 @@ def file_accesses() -> Iterator[list[str]]:
 
 
 def problem(length=300, window=64, needs_grad=False, **changes):
-    made = SwatProblem.of_self_attention(2, length, 16, torch.float32, "cpu", window)
+    made = Problem.of_self_attention(2, length, 16, torch.float32, "cpu", window)
     return dataclasses.replace(made, needs_grad=needs_grad, **changes)
 
 
@@ -55,7 +54,7 @@ def entry_for(tunable, config, of=None, **changes):
     space = tunable.space(of)
     default, winner = space.to_json(space.default), dataclasses.asdict(config)
     timings = [(default, Timing(2.0, 0.1, 15)), (winner, Timing(1.0, 0.1, 15))]
-    key = dataclasses.replace(tunable.key(of, CPU), **changes)
+    key = dataclasses.replace(tunable.key(of), **changes)
     return Entry(key, winner, default, timings, [], "wall", False, datetime(2026, 1, 1, tzinfo=UTC))
 
 
@@ -84,18 +83,19 @@ def test_a_measured_configuration_runs_and_explain_names_its_entry(measured, use
     torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
     assert used == [TUNED]
     told = explain(q, k, v, 64)
-    assert told.configuration == str(TUNED)
-    assert told.source == f"user cache, entry banded.forward {entry.key.digest[:8]}"
+    origin = f"user cache, entry banded.forward {entry.key.digest[:8]}"
+    assert told.configuration == (("banded.forward", str(TUNED), origin),)
+    assert f"banded.forward: {TUNED} ({origin})" in str(told)
 
 
 def test_forward_and_backward_are_looked_up_apart(measured, used):
     Store(measured).put(entry_for(op.BACKWARD, TUNED))
     q, k, v = qkv(requires_grad=True)
     flex_swat(q, k, v, 64).sum().backward()
-    assert used == [op.configuration(problem()), TUNED]
+    assert used == [op.FORWARD.default(problem()), TUNED]
     told = explain(q, k, v, 64)
-    assert told.source.startswith("forward: default, backward: user cache, entry banded.backward ")
-    assert f"backward: {TUNED}" in told.configuration
+    assert [x.origin.split(" ")[0] for x in told.configuration] == ["default", "user"]
+    assert told.configuration[1].configuration == str(TUNED)
 
 
 def test_a_bucket_shares_and_another_does_not(measured, used):
@@ -125,7 +125,7 @@ def test_a_look_up_writes_nothing(measured):
     assert not measured.exists()
     Store(measured).put(entry_for(op.FORWARD, TUNED))
     before = {path: path.read_bytes() for path in measured.iterdir()}
-    winners.refresh()
+    tuned.refresh()
     flex_swat(*qkv(), 64)
     assert {path: path.read_bytes() for path in measured.iterdir()} == before
 
@@ -139,45 +139,48 @@ def test_a_torn_entry_is_a_miss_told_once(measured, used):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         flex_swat(*qkv(), 64)
-    assert used == [op.configuration(problem())] * 2
+    assert used == [op.FORWARD.default(problem())] * 2
 
 
 def test_a_configuration_out_of_its_space_is_not_run(measured, used):
     Store(measured).put(entry_for(op.FORWARD, BandedConfig(7, 2**18, 4)))
     with pytest.warns(StoreWarning, match="block"):
         flex_swat(*qkv(), 64)
-    assert used == [op.configuration(problem())]
+    assert used == [op.FORWARD.default(problem())]
 
 
 def test_a_folder_that_cannot_be_read_leaves_the_default(tmp_path, monkeypatch, used):
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("AUTOTUNE_DIR", str(blocked))
-    winners.store.cache_clear()
+    tuned.store.cache_clear()
     flex_swat(*qkv(), 64)
-    assert used == [op.configuration(problem())]
+    assert used == [op.FORWARD.default(problem())]
 
 
 def test_a_preset_is_used_and_explain_says_what_it_was_measured_with(tmp_path, monkeypatch, used):
     other = {"source": "older", "versions": Versions("2.11.0", "3.6.0")}
     shipped = entry_for(op.FORWARD, TUNED, **other)
     (tmp_path / "cpu.json").write_text(json.dumps({"format": 1, "entries": [shipped.to_json()]}))
-    monkeypatch.setattr(winners, "PRESETS", tmp_path)
+    monkeypatch.setattr(tuned, "PRESETS", tmp_path)
     q, k, v = qkv()
     flex_swat(q, k, v, 64)
     assert used == [TUNED]
-    told = explain(q, k, v, 64).source
-    assert told == f"shipped preset banded.forward {shipped.key.digest[:8]}, measured with torch 2.11.0, triton 3.6.0"
+    (told,) = explain(q, k, v, 64).configuration
+    assert (
+        told.origin
+        == f"shipped preset banded.forward {shipped.key.digest[:8]}, measured with torch 2.11.0, triton 3.6.0"
+    )
 
 
 def test_configurations_in_force_come_first_and_go_again(measured, used):
     Store(measured).put(entry_for(op.FORWARD, TUNED))
     outer, inner = BandedConfig(48), BandedConfig(80)
-    with winners.using({"banded.forward": outer}):
-        with winners.using({"banded.forward": inner, "banded.backward": inner}):
+    with tuned.using({"banded.forward": outer}):
+        with tuned.using({"banded.forward": inner, "banded.backward": inner}):
             flex_swat(*qkv(), 64)
         flex_swat(*qkv(), 64)
-        assert winners.forced(op.BACKWARD) is None
+        assert tuned.forced(op.BACKWARD) is None
     flex_swat(*qkv(), 64)
     assert used == [inner, outer, TUNED]
 
@@ -230,7 +233,7 @@ def test_every_default_opens_its_space():
 
 
 def test_remembered_calls_are_bounded(monkeypatch):
-    monkeypatch.setattr(winners, "KEPT", 5)
+    monkeypatch.setattr(tuned, "KEPT", 5)
     for length in range(1, 20):
         flex_swat(*qkv(length), 4)
-    assert len(winners._found) <= 5 + 1
+    assert len(tuned._found) <= 5 + 1
