@@ -3,20 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check format fuzz bench peers perf gpu-report clean
+.PHONY: demo test check nightly format fuzz bench peers perf gpu-report clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
 
+# Minutes. What is left out of it is marked `slow`.
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+# Every test, and for hours cases that no run has drawn before.
+nightly: $(READY)
+	$(PYTEST) --hypothesis-profile=night
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -249,6 +249,7 @@ def test_results_copy_and_threads_do_not_share_state():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads the high-water mark of resident memory")
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("backward", [False, True])
 def test_extra_memory_is_linear_and_small(backward, tmp_path):
     """Beyond inputs and outputs under 150 MB at 65,536 tokens; in a process of its own, whose peak is its own."""

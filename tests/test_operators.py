@@ -114,6 +114,7 @@ def test_the_gradient_may_be_expanded_over_heads_or_all_of_it():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads the resident memory of Linux and macOS")
+@pytest.mark.xdist_group("memory")
 def test_ten_thousand_calls_do_not_grow():
     """Lengths, windows and options change, so that whatever is kept by them would show."""
 

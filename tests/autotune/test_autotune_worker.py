@@ -14,6 +14,8 @@ from autotune_fakes import Choice, Script, choices
 import autotune
 from autotune import TaskError, WorkerRunner, search
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from ranks import run
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 RANKS = 3
 
 

@@ -9,6 +9,8 @@ from shards_of_a_case import Sharded, run_all, whole
 
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 EVEN = {2: (24, 24), 3: (24, 24, 24), 4: (24, 24, 24, 24)}
 UNEVEN = {2: (37, 5), 3: (7, 40, 18), 4: (30, 3, 1, 26)}
 EMPTY = {2: (0, 21), 3: (20, 0, 13), 4: (9, 0, 0, 30)}

@@ -14,6 +14,8 @@ from swat_flex.cli import app
 from swat_flex.testing.budget import ENOUGH, assert_within_budget
 from swat_flex.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 MESHES = [(1, 2), (1, 3), (2, 2)]
 
 

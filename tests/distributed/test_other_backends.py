@@ -10,6 +10,8 @@ from shards_of_a_case import Sharded, run_all, whole
 from swat_flex.distributed import context_parallel_swat
 from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 LENGTHS = (40, 24)
 INTERPRETED = [
     Sharded(Case(64, 20, 2, 16, dtype="float32", kv_heads=1, documents="packed"), LENGTHS, "triton"),

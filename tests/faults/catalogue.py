@@ -136,4 +136,3 @@ FLEX = [
 ]
 
 FAULTS = [*BANDED, *TRITON, *FLEX]
-FOUND = {}  # by fault, what found it: filled by the tests, printed by conftest

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from catalogue import FAULTS, FOUND
+from catalogue import FAULTS
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 EACH = [pytest.param(str(f), marks=needs_triton) if f.backend == "triton" else str(f) for f in FAULTS]
@@ -41,16 +41,16 @@ def found_by_fuzzing():
 
 
 @pytest.mark.parametrize("fault", EACH)
-def test_a_law_finds_it(found_by_laws, fault):
-    FOUND[fault] = ", ".join(found_by_laws[fault])
+def test_a_law_finds_it(found_by_laws, fault, record_property):
+    record_property(fault, ", ".join(found_by_laws[fault]))
     assert found_by_laws[fault]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", EACH)
-def test_fuzzing_finds_it(found_by_fuzzing, fault):
+def test_fuzzing_finds_it(found_by_fuzzing, fault, record_property):
     if fault.endswith("missing gradient term") and fault.startswith("flex"):
         pytest.skip("flex has no backward on a CPU")
     seconds = found_by_fuzzing[fault]
-    FOUND[fault] = "; ".join(filter(None, (FOUND.get(fault), f"fuzzing, after {seconds} s")))
+    record_property(fault, f"fuzzing, after {seconds} s")
     assert seconds is not None

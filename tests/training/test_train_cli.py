@@ -15,6 +15,8 @@ from swat_flex.cli import app
 from swat_flex.training import load_checkpoint
 from swat_flex.training.checkpoint import checkpoints
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
