@@ -11,7 +11,6 @@ from rich.table import Table
 
 import swat_flex
 from swat_flex import dispatch, tuned
-from swat_flex.backends import triton
 from swat_flex.cli import machine, screen
 from swat_flex.decode import attend
 from swat_flex.problem import Problem
@@ -68,7 +67,7 @@ def _backends(device: torch.device) -> Table:
 
 def _decoding(device: torch.device) -> str:
     step = replace(_inference(device), q_len=1, kv_len=256)
-    reason = triton.supports(step)
+    reason = dispatch.BACKENDS["triton"].supports(step)
     return f"{attend.AUTO}; triton by name: {reason or 'works here'}"
 
 

@@ -17,6 +17,7 @@ import torch
 
 import swat_flex.backends.operator
 from swat_flex import dispatch
+from swat_flex.operands import Operands
 
 # Modules that took names from a module when they were imported, in the order in which they must be loaded again.
 DEPENDENTS = {
@@ -66,9 +67,7 @@ def planted(fault: Fault) -> Iterator[None]:
             # FlexAttention as it reads, tiles apart: seconds less than compiling it for each fault.
             programs = importlib.import_module("swat_flex.backends.flex.programs")
             _replace(undo, programs, "compiled", lambda *key: programs.attend)
-        backend = SimpleNamespace(
-            swat=op.swat, supports=op.supports, configuration=op.configuration, tunables=op.tunables
-        )
+        backend = SimpleNamespace(swat=op.swat, supports=op.supports, tunables=op.tunables)
         undo.callback(dispatch.BACKENDS.__setitem__, fault.backend, dispatch.BACKENDS[fault.backend])
         dispatch.BACKENDS[fault.backend] = backend
         yield
@@ -91,25 +90,25 @@ def _replace(undo: contextlib.ExitStack, owner: ModuleType, name: str, value: An
     setattr(owner, name, value)
 
 
-def _define(name: str, forward: Any, backward: Any) -> Any:
-    """What `backends.operator.define` does, without an operator that torch would know by name."""
+def _define(name: str, forward: Any, backward: Any = None) -> Any:
+    """Do what `backends.operator.define` does, without an operator that torch would know by name."""
 
     class Operator(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
             ctx.save_for_backward(*inputs[:6])
             ctx.rest = inputs[6:]
-            return forward(*inputs)
+            return forward(Operands(*inputs))
 
         @staticmethod
         def backward(ctx, grad):
             per_head = any(ctx.needs_input_grad[3:5])
-            *gradients, both = backward(grad, *ctx.saved_tensors, *ctx.rest, per_head)
+            *gradients, both = backward(grad, Operands(*ctx.saved_tensors, *ctx.rest), per_head)
             gradients += both.unbind()
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))
             return *needed, *[None] * 4
 
-    return Operator.apply
+    return lambda operands: Operator.apply(*(getattr(operands, field) for field in Operands.__slots__))
 
 
 def _custom_op(name: str, **_: Any) -> Any:

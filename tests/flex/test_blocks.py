@@ -69,8 +69,8 @@ def test_tiles_are_those_of_the_window(window):
 def test_tiles_of_half_the_size(window):
     for length in (1, 63, 64, 65, 300):
         tiles = -(-length // 64)
-        check(Window.of(window), length, length, tiles, tiles, tile=64)
-        check(Window.of(window), max(1, length // 2), length, tiles, tiles + 1, tile=64)
+        check(Window.of(window), length, length, tiles, tiles, block=64)
+        check(Window.of(window), max(1, length // 2), length, tiles, tiles + 1, block=64)
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)

@@ -27,6 +27,7 @@ from torch._inductor.graph import GraphLowering  # noqa: E402
 from torch._inductor.ir import NoneAsConstantBuffer  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+from swat_flex.backends.flex import config as configs  # noqa: E402
 from swat_flex.backends.flex import op, programs  # noqa: E402
 from swat_flex.backends.flex.blocks import BLOCK, BlockLists, Bounds, Form, Grid, band, padded_blocks  # noqa: E402
 from swat_flex.backends.flex.config import FlexConfig  # noqa: E402
@@ -73,7 +74,7 @@ class Recorder:
 
 def configured(case: dict) -> FlexConfig:
     """The case's own configuration, or the default."""
-    default = op.choose(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
+    default = configs.choose(case["head_dim"], case["value_dim"], getattr(torch, case["dtype"]))
     config = dataclasses.replace(default, **case.get("config", {}))
     assert config.is_valid()
     return config

@@ -14,7 +14,9 @@ from pairwise import pairwise
 
 from swat_flex import flex_swat, naive_swat, tuned
 from swat_flex.backends.triton import TritonConfig, op
+from swat_flex.operands import Operands
 from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat
+from swat_flex.window import Window
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
 
@@ -143,13 +145,12 @@ def test_offsets_beyond_two_to_the_31_elements_are_reached(strides):
     shape = (1, 2, 40, 16)
     tensors = [sparse(shape, strides).copy_(torch.randn(shape)) for _ in range(3)]
     grad = sparse(shape, strides).copy_(torch.randn(shape))
-    rest = (None, None, None, op.Window.of(20), 0.25, "sigmoid")
+    rest = (None, None, None, Window.of(20), 0.25, "sigmoid")
+    apart = Operands(*tensors, *rest)
+    together = Operands(*(x.contiguous() for x in tensors), *rest)
     for far, near in (
-        ((op._forward(*tensors, *rest),), (op._forward(*(x.contiguous() for x in tensors), *rest),)),
-        (
-            op._backward(grad, *tensors, *rest, False),
-            op._backward(*(x.contiguous() for x in (grad, *tensors)), *rest, False),
-        ),
+        ((op._forward(apart),), (op._forward(together),)),
+        (op._backward(grad, apart, False), op._backward(grad.contiguous(), together, False)),
     ):
         assert all(torch.equal(a, b) for a, b in zip(far[:3], near[:3], strict=True))
 

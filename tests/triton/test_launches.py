@@ -17,6 +17,7 @@ from swat_flex.backends.triton import config as configs
 from swat_flex.backends.triton import op, sigmoid
 from swat_flex.backends.triton.config import TritonConfig, configurations
 from swat_flex.inspection import inspect_kernel
+from swat_flex.operands import Operands
 from swat_flex.window import Window
 
 
@@ -60,12 +61,12 @@ def both_directions(case):
     """A call of the operator's implementation, forward and backward, on tensors of the CPU."""
     options = case.options()
     q, k, v = case.tensors()
-    rest = (options["slopes"], options.get("logit_bias"), options.get("document_ids"))
-    rest += (Window.of(case.resolved_window()), 0.125, "sigmoid")
+    vectors = (options["slopes"], options.get("logit_bias"), options.get("document_ids"))
+    operands = Operands(q, k, v, *vectors, Window.of(case.resolved_window()), 0.125, "sigmoid")
 
     def call():
-        op._forward(q, k, v, *rest)
-        op._backward(case.gradient(), q, k, v, *rest, case.biased)
+        op._forward(operands)
+        op._backward(case.gradient(), operands, case.biased)
 
     return call
 

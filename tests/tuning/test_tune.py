@@ -60,7 +60,7 @@ def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, few):
     told = told_by_a_new_process()
     assert f"user cache, entry banded.forward {digest}" in told
     assert str(outcome.result.winner) in told
-    assert str(measured) in str(tuned)
+    assert str(measured) in str(found)
 
 
 def test_the_backward_is_tuned_where_the_call_needs_one(few):
@@ -105,7 +105,7 @@ def test_a_disk_that_cannot_be_written_leaves_the_winner_in_memory(tmp_path, mon
     with pytest.warns(StoreWarning, match="cannot be written"):
         found = tune(q, k, v, 64, seconds=20)
     assert not found.outcomes[0].saved
-    assert "for this process only" in str(tuned)
+    assert "for this process only" in str(found)
     assert found.outcomes[0].entry.key.digest[:8] in str(explain(q, k, v, 64))
     torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
 
