@@ -28,8 +28,8 @@ BANDED = [
         "banded",
         "dq of the wrong row",
         _OP,
-        "dq[group[0], band.q_heads(group), rows]\n                    to.copy_(total.view(to.shape))",
-        "dq[group[0], band.q_heads(group), rows]\n                    to.copy_(total.view(to.shape).roll(1, 2))",
+        "dq[part[0], band.q_heads(part), rows]\n                    to.copy_(total.view(to.shape))",
+        "dq[part[0], band.q_heads(part), rows]\n                    to.copy_(total.view(to.shape).roll(1, 2))",
     ),
     Fault(
         "banded", "slopes' gradient without distance", _TILES, "(x * self.distances(rows, keys)).sum", "(x * 1.0).sum"
