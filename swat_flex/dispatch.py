@@ -89,6 +89,8 @@ def _default(problem: Problem) -> Choice:
         if reason is None:
             return Choice("flex", "FlexAttention's fused kernels; the triton kernels have no GPU record yet")
         why = f"flex: {reason}"
+        if triton.supports(problem) is None:
+            return Choice("triton", why)
     reason = banded.supports(problem)
     if reason is not None:
         raise NotImplementedError(f"backend='auto': no backend on {device} fits; banded: {reason}")

@@ -8,10 +8,12 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from swat_flex import explain, flex_swat, modifiers
+from swat_flex.backends.flex import blocks as block_lists
 from swat_flex.backends.flex import programs
-from swat_flex.backends.flex.blocks import BLOCK, _cached, padded_blocks
+from swat_flex.backends.flex.blocks import BLOCK, KEPT, Form, Grid, band, cached_band, padded_blocks
 from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
+from swat_flex.window import Window
 
 LENGTHS = tuple(range(8, 258, 5))
 
@@ -71,7 +73,31 @@ def test_modes_share_a_program_and_leave_nothing_behind(compilations):
 
 def test_caches_are_bounded():
     assert programs._compiled.cache_info().maxsize == programs.PROGRAMS
-    assert _cached.cache_info().maxsize <= 64
+    for length in range(1, 2 * KEPT):
+        cached_band(Grid(Window.of(4), length, length, 1, 1, torch.device("cpu")), Form())
+    assert len(block_lists._bands) <= KEPT
+
+
+def test_a_band_is_made_once_and_pinned_while_a_graph_is_captured(monkeypatch):
+    """A captured graph reads the lists that it met; they must outlive the cache."""
+    grid = Grid(Window.of(9), 77, 77, 1, 1, torch.device("cpu"))
+    first = cached_band(grid, Form())
+    assert cached_band(grid, Form()) is first
+    monkeypatch.setattr(block_lists, "is_capturing", lambda device: True)
+    assert cached_band(grid, Form()) is first
+    assert block_lists._pinned[grid, Form(), None] is first
+    new = Grid(Window.of(9), 78, 78, 1, 1, torch.device("cpu"))
+    assert cached_band(new, Form()) is not cached_band(new, Form())  # memory of the graph's own pool
+
+
+def test_document_lists_are_made_once_for_a_tensor_of_ids():
+    grid, ids = Grid(Window.of(200), 300, 300, 3, 3, torch.device("cpu")), torch.arange(300) // 100
+    first = cached_band(grid, Form(), ids)
+    assert cached_band(grid, Form(), ids) is first
+    ids[150:] = 0  # written in place: other documents
+    for found, made in zip(cached_band(grid, Form(), ids)[1], band(grid, Form(), ids[None].int())[1], strict=True):
+        assert found is made is None or torch.equal(found, made)
+    assert cached_band(grid, Form(), ids.clone()) is not cached_band(grid, Form(), ids)
 
 
 @pytest.mark.parametrize(("per_doubling", "bound"), [(1, 14), (4, 48)])
@@ -165,7 +191,7 @@ def test_torch_still_has_the_private_api_behind_the_fast_log_sigmoid():
 
     assert modifiers._teach_inductor()
     for name, asm in modifiers._PTX.items():
-        operator = getattr(torch.ops.swat_flex, name).default
+        operator = getattr(torch.ops.swat_flex, modifiers._operator_name(name)).default
         assert operator in lowering.lowerings
         assert "'" not in asm
         assert "\n" not in asm
@@ -174,6 +200,13 @@ def test_torch_still_has_the_private_api_behind_the_fast_log_sigmoid():
         assert torch.equal(operator(x), want)
     assert callable(lowering.make_pointwise)
     assert callable(OpsHandler.inline_asm_elementwise)
+
+
+def test_an_edit_of_the_assembly_makes_another_operator(monkeypatch):
+    """Inductor keeps compiled programs by the operators' names: stale code must not meet an edited text."""
+    before = modifiers._operator_name("log_sigmoid")
+    monkeypatch.setitem(modifiers._PTX, "log_sigmoid", modifiers._PTX["log_sigmoid"] + " ")
+    assert modifiers._operator_name("log_sigmoid") != before
 
 
 def test_the_fast_log_sigmoid_differentiates_itself():
