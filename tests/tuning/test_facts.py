@@ -6,6 +6,7 @@ Nothing of this runs on a GPU here; the searches' own behaviour is tested on the
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,20 @@ def test_machine_code_rules_candidates_out(config, reason):
 
     found = complaint("forward", problem(), config, "sm_90", H100_SHARED)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize("name", ["forward", "decode"])
+def test_a_register_that_nothing_writes_rules_a_candidate_out(name, monkeypatch):
+    """As Triton leaves them where a piece of assembly takes more elements than a thread holds."""
+    pytest.importorskip("triton")
+    from swat_flex.tuning import facts
+
+    ptx = ".reg .b32 %r<9>;\nmov.u32 %r1, 0;\nadd.s32 %r2, %r1, %r7;\nst.shared.b32 [%r2], %r8;\n"
+    compiled = SimpleNamespace(asm={"ptx": ptx}, metadata=SimpleNamespace(shared=0))
+    monkeypatch.setattr(facts, "compile_kernel", lambda *_, **__: compiled)
+    monkeypatch.setattr(facts, "compile_decode", lambda *_, **__: compiled)
+    of, config = (step(), DecodeConfig(64, 4, 2)) if name == "decode" else (problem(), TritonConfig(64, 64, 4, 2))
+    assert facts.complaint(name, of, config, "sm_90", H100_SHARED) == "reads %r7 and 1 more that nothing writes"
 
 
 def step(window=1024, tokens=1, **changes):
