@@ -18,7 +18,6 @@ from swat_flex.backends.triton import DECODE, DecodeConfig, TritonConfig, config
 from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
-from swat_flex.window import Window
 
 H100_SHARED = 232448  # bytes a block may use on sm_90
 
@@ -142,15 +141,20 @@ def test_flex_offers_a_switch_only_where_it_is_right():
 
 def test_flex_leaves_a_switch_out_where_lengths_make_it_wrong():
     config = FlexConfig(128, 64, 4, 3, 32, 128, 8, 2, contiguous=True, rows_safe=True)
-    causal, window = Window.of(None), Window.of(512)
-    assert config.fitting(causal, 256, 256, False, True) == config
-    assert config.fitting(Window.of(256 + 1), 256, 256, False, True).rows_safe  # reaches to the first key
-    assert config.fitting(window, 1024, 1024, False, True) == dataclasses.replace(config, rows_safe=False)
-    assert not config.fitting(causal, 256, 256, False, False).rows_safe
-    assert not config.fitting(causal, 250, 256, False, True).rows_safe
-    assert not config.fitting(causal, 128, 200, False, True).rows_safe
-    assert not config.fitting(causal, 256, 256, True, True).contiguous
-    assert not rows_are_safe(Window.of((None, 5)), 256, 256)
+
+    def fitting(window, q_len, kv_len, documents=False, activation="softmax"):
+        return config.fitting(
+            problem(window, q_len=q_len, kv_len=kv_len, has_documents=documents, activation=activation)
+        )
+
+    assert fitting(None, 256, 256) == config
+    assert fitting(256 + 1, 256, 256).rows_safe  # reaches to the first key
+    assert fitting(512, 1024, 1024) == dataclasses.replace(config, rows_safe=False)
+    assert not fitting(None, 256, 256, activation="sigmoid").rows_safe
+    assert not fitting(None, 250, 256).rows_safe
+    assert not fitting(None, 128, 200).rows_safe
+    assert not fitting(None, 256, 256, documents=True).contiguous
+    assert not rows_are_safe(problem((None, 5), q_len=256, kv_len=256))
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
