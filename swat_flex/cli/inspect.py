@@ -39,7 +39,7 @@ def inspect(
         str | None,
         typer.Argument(metavar="[MODULE:KERNEL]", help="A triton.jit function of a module or of a .py file."),
     ] = None,
-    target: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, sm_120 or gfx942.")] = "sm_90",
+    target: Annotated[str, typer.Option(help="sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 or gfx942.")] = "sm_90",
     signature: Annotated[
         str,
         typer.Option(help='Types of the run-time arguments in order, "*bf16,fp32,i32"; ":16" for a multiple of 16.'),

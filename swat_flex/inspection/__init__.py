@@ -6,6 +6,7 @@ from swat_flex.inspection.kernel import Inspection, compile_for, inspect_kernel
 from swat_flex.inspection.loops import Loop, inner_loops
 from swat_flex.inspection.occupancy import Occupancy, Resources, occupancy
 from swat_flex.inspection.own import OwnKernel, own_kernels
+from swat_flex.inspection.registers import undefined_registers
 from swat_flex.inspection.targets import GPUS, TARGETS, Gpu, Rates, Target, gpu_named, target_named
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "parse_sass",
     "predict",
     "target_named",
+    "undefined_registers",
 ]
