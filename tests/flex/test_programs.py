@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from swat_flex import explain, flex_swat, modifiers
+from swat_flex import explain, flex_swat, modifiers, tracing
 from swat_flex.backends.flex import blocks as block_lists
 from swat_flex.backends.flex import programs
 from swat_flex.backends.flex.blocks import BLOCK, KEPT, Form, Grid, band, cached_band, padded_blocks
@@ -83,7 +83,8 @@ def test_a_band_is_made_once_and_pinned_while_a_graph_is_captured(monkeypatch):
     grid = Grid(Window.of(9), 77, 77, 1, 1, torch.device("cpu"))
     first = cached_band(grid, Form())
     assert cached_band(grid, Form()) is first
-    monkeypatch.setattr(block_lists, "is_capturing", lambda device: True)
+    for module in (block_lists, tracing):
+        monkeypatch.setattr(module, "is_capturing", lambda device: True)
     assert cached_band(grid, Form()) is first
     assert block_lists._pinned[grid, Form(), None] is first
     new = Grid(Window.of(9), 78, 78, 1, 1, torch.device("cpu"))
@@ -120,7 +121,7 @@ def test_fake_tensors_are_not_computed():
 
 def test_the_operator_follows_the_rules_of_torch_library():
     q, k, v = qkv(60)
-    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, False)
+    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, "sigmoid")
     torch.library.opcheck(torch.ops.swat_flex.flex.default, arguments)
 
 
