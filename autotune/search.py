@@ -43,7 +43,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in {"seconds": self.seconds, "trials": self.trials}.items():
             if limit is not None and limit <= 0:
-                raise ValueError(f"{name} must be positive or None, got {limit}")
+                raise ValueError(f"{name}: expected a number above 0 or None, got {limit}")
 
 
 NO_LIMIT = Budget()

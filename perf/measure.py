@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autotune import Clock, EventClock, Timing, clock_for
-from autotune.measure import race
+from autotune import Times, clock_for, time_together
+from autotune.memory import peak_bytes
 from perf.cases import Case, Passes
 from perf.check import Checked, check
 from perf.load import Meter
 from perf.peers import Peer, one_line
 from perf.record import Ceiling, Race, Row
 from swat_flex import dispatch
-from swat_flex.cli.measure import peak_bytes
 
 MATMUL, COPY = "matmul", "copy"
 Advance = Callable[[str], object]
@@ -72,7 +71,9 @@ def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting
     advance(f"{case.name}, {passes}: {setting.rounds} rounds")
     runs = {name: entrant.run for name, entrant in entrants.items()} | _ceilings(case, setting)
     meter = Meter()
-    times = time_all(runs, setting, graphs=passes == "forward")
+    # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
+    clock = clock_for(setting.device, graphs=passes == "forward")
+    times = time_together(runs, clock, setting.rounds, setting.hopeless)
     others = meter.read()
     for name, entrant in entrants.items():
         rows[name] = _timed_row(entrant, case, passes, times, tensors)
@@ -111,56 +112,6 @@ def _identity(peer: Peer, case: Case) -> dict[str, Any]:
     return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
 
 
-@dataclass
-class Times:
-    """One race's result: by run, its timing, or why it has none."""
-
-    clock: str
-    timings: dict[str, Timing]
-    failed: dict[str, str]
-
-
-def time_all(runs: Mapping[str, Callable[[], object]], setting: Setting, graphs: bool) -> Times:
-    """Every run in interleaved rounds by one clock, since times of two do not compare.
-
-    On CUDA a forward is timed as a CUDA graph, which leaves the host's launch cost out; where one contender cannot be
-    captured, and for training, all are timed by events around every launch.
-    """
-    if setting.device.type == "cuda":
-        if graphs:
-            found = _time(clock_for(setting.device), runs, setting, stop_at_failure=True)
-            if not found.failed:
-                return found
-        return _time(EventClock(setting.device), runs, setting)
-    return _time(clock_for(setting.device), runs, setting)
-
-
-def _time(
-    clock: Clock, runs: Mapping[str, Callable[[], object]], setting: Setting, stop_at_failure: bool = False
-) -> Times:
-    """One clock's race; who raises has no time, and the others go on unless told to stop."""
-    samplers: dict[str, Callable[[], float]] = {}
-    failed: dict[str, str] = {}
-    for name, run in runs.items():
-        try:
-            samplers[name] = clock.sampler(run)
-        except Exception as error:  # one contender must not end the run of the others
-            failed[name] = one_line(error)
-            if stop_at_failure:
-                return Times(clock.name, {}, failed)
-
-    def sample(name: str) -> float | None:
-        try:
-            return samplers[name]()
-        except Exception as error:
-            failed[name] = one_line(error)
-            return None
-
-    samples: dict[str, list[float]] = {}
-    race(list(samplers), sample, samples, rounds=setting.rounds, hopeless=setting.hopeless)
-    return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
-
-
 def _leaves(peer: Peer, tensors: tuple[Tensor, ...], passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
     """The case's tensors in the peer's order of axes in memory, as leaves of a graph of their own."""
     laid = [x.transpose(1, 2).contiguous().transpose(1, 2) if peer.tokens_first else x for x in tensors]
@@ -192,14 +143,16 @@ def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
 
 def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
     edge, size = setting.sizes
-    a, b = torch.randn(2, edge, edge, device=setting.device).to(case.torch_dtype).unbind()
+    # A generator of its own: the device's may be the one that a failed capture spoiled.
+    draw = torch.Generator(setting.device).manual_seed(3)
+    a, b = torch.randn(2, edge, edge, generator=draw, device=setting.device).to(case.torch_dtype).unbind()
     product = torch.empty_like(a)
     source = torch.ones(size, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tensors: tuple[Tensor, ...]) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str], tensors: tuple[Tensor, ...]) -> Row:
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
     timing = times.timings.get(peer.name)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import secrets
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import Device, describe_device, installed_versions
+from autotune.files import write_whole
 from perf.cases import Case, Passes
 
 SCHEMA = 1
@@ -136,7 +135,7 @@ def _race(data: dict[str, Any]) -> Race:
 
 def save(record: Record, path: Path) -> None:
     """Write the record whole or not at all."""
-    write(path, json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Record:
@@ -145,20 +144,6 @@ def load(path: Path) -> Record:
         return Record.parse(json.loads(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def surroundings(device: str) -> dict[str, Any]:

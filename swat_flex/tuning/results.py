@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,20 +54,20 @@ class Tuned:
 
     Attributes:
         outcomes: one per search, in order.
-        folder: where entries are kept.
+        place: where entries are kept, in words.
         seconds: how long it took.
         interrupted: whether Ctrl-C ended it.
     """
 
     outcomes: tuple[Outcome, ...]
-    folder: Path
+    place: str
     seconds: float
     interrupted: bool
 
     def __str__(self) -> str:
         saved = sum(outcome.saved for outcome in self.outcomes)
         unsaved = sum(outcome.entry is not None and not outcome.saved for outcome in self.outcomes)
-        where = f"{saved} saved in {self.folder}"
+        where = f"{saved} saved in {self.place}"
         if unsaved:
             where += f", {unsaved} kept for this process only (set AUTOTUNE_DIR to a folder that can be written)"
         ended = "interrupted after" if self.interrupted else "in"

@@ -48,7 +48,7 @@ def hold(
             on_outcome(outcome)
     except KeyboardInterrupt:  # between two searches
         interrupted = True
-    return Tuned(tuple(outcomes), tuned.store().folder, time.monotonic() - started, interrupted)
+    return Tuned(tuple(outcomes), tuned.store().place, time.monotonic() - started, interrupted)
 
 
 def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune import Clock, Rejected, WallClock, clock_for
+from autotune import Clock, Rejected, clock_for
 from swat_flex import dispatch, tuned
 from swat_flex.api import flex_swat
 from swat_flex.backends import triton
@@ -62,7 +62,7 @@ class SwatTask:
         self._job, self._problem, self._tunable = job, job.spec.problem, job.find()
         self._inputs = Inputs(job.spec)
         self._pass = _PASSES.get(job.tunable, _call)
-        self.clock = _clock(torch.device(job.spec.device))
+        self.clock = clock_for(job.spec.device)
 
     def compile(self, config: Any) -> None:
         """Read the machine code of our own kernels; FlexAttention's is compiled where it first runs."""
@@ -150,9 +150,3 @@ _PASSES: dict[str, Callable[[str, Inputs, Tensor], Results]] = {
     "triton.key_gradients": _backward,
     "triton.decode": _decode,
 }
-
-
-def _clock(device: torch.device) -> Clock:
-    if device.type in ("cpu", "cuda"):
-        return clock_for(device)
-    return WallClock(synchronize=lambda: torch.accelerator.synchronize(device))
