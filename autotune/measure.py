@@ -237,7 +237,8 @@ def time_together(
     clock: Clock,
     rounds: int,
     hopeless: float = math.inf,
-    on_sample: Callable[[T], object] = lambda _: None,
+    on_sample: Callable[[T, float | None], object] = lambda *_: None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Times[T]:
     """Time several runs in interleaved rounds of one clock; one that raises has no time, and the others go on.
 
@@ -246,7 +247,8 @@ def time_together(
         clock: times all of them, since times of two clocks do not compare.
         rounds: samples of each.
         hopeless: see `race`.
-        on_sample: told whose warm-up or sample is over, `rounds + 1` times for each run.
+        on_sample: told of each run's warm-up, with None, and of each of its samples in ms; of a failure with None.
+        go_on: see `race`.
     """
     samplers: dict[T, Callable[[], float]] = {}
     samples: dict[T, list[float]] = {}
@@ -258,14 +260,18 @@ def time_together(
         except Exception as error:
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
             return None
-        finally:
-            on_sample(name)
+
+    def sample(name: T) -> float | None:
+        ms = guarded(name, samplers[name])
+        on_sample(name, ms)
+        return ms
 
     for name, run in runs.items():
         sampler = guarded(name, functools.partial(clock.sampler, run))
+        on_sample(name, None)
         if sampler is not None:
             samplers[name] = sampler
-    race(list(samplers), lambda name: guarded(name, samplers[name]), samples, rounds=rounds, hopeless=hopeless)
+    race(list(samplers), sample, samples, rounds=rounds, hopeless=hopeless, go_on=go_on)
     return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
 
 

@@ -43,6 +43,11 @@ class Case:
         return dtype
 
     @property
+    def decodes(self) -> bool:
+        """Whether it is a step of decoding: the newest queries after a longer context."""
+        return self.q_len < self.kv_len
+
+    @property
     def sizes(self) -> str:
         """For a reader: `B1 H8/2 L4096 D64 W512 float32`."""
         heads = f"{self.q_heads}" if self.q_heads == self.kv_heads else f"{self.q_heads}/{self.kv_heads}"
@@ -148,6 +153,17 @@ DECODE = (
     step("decode batch 1", "one user: a single row must still fill the device", 1, 4096),
     step("decode small window", "gpt-oss' window: launches decide", 64, 128, (64, 8), head_dim=64),
 )
+# What a GPU's report races, in this order.
+GPU_REPORT = (GPU[0], GPU[2], GPU[3], DECODE[1], DECODE[0])
+
+
+def pretend(case: Case) -> Case:
+    """Shrink a case to what a CPU runs at once, for a dry run."""
+    q_len, kv_len = (1, 85) if case.decodes else (300, 300)
+    sizes: dict[str, Any] = {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "window": 48}
+    return replace(case, q_len=q_len, kv_len=kv_len, dtype="float32", **sizes)
+
+
 DECODE_CPU = (
     step("decode batch 8", "a served batch on a CPU", 8, 2048, (8, 2), head_dim=64, dtype="float32"),
     step("decode batch 1", "one user on a CPU", 1, 2048, (8, 2), head_dim=64, dtype="float32"),

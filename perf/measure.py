@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +55,33 @@ class Entrant:
     run: Callable[[], object]
     checked: Checked
     peak: int | None
+    first_call: float
 
 
-def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance) -> Race:
-    """Time every peer that is installed, supports the case and is right."""
+def run_race(
+    case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance = lambda _: None,
+    told: Callable[[str, Entrant | Row | float], object] = lambda *_: None, until: float = math.inf,
+) -> Race:  # fmt: skip
+    """Time every peer that is installed, supports the case and is right.
+
+    Args:
+        case: sizes.
+        passes: what is timed.
+        peers: the contenders.
+        setting: rounds and ceilings.
+        advance: told in words what is being done.
+        told: told of each admission and of each sample in ms as soon as it is there, by the contender's name.
+        until: time.monotonic() after which nobody more is admitted, and no further round begins.
+    """
     tensors = case.tensors(setting.device)
     rows: dict[str, Row] = {}
     entrants: dict[str, Entrant] = {}
     for peer in peers:
         advance(f"{case.name}, {passes}: {peer.name}")
-        found = admit(peer, case, passes, tensors, setting.device)
+        found: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
+        if time.monotonic() < until:
+            found = admit(peer, case, passes, tensors, setting.device)
+        told(peer.name, found)
         if isinstance(found, Entrant):
             entrants[peer.name] = found
         else:
@@ -73,7 +91,10 @@ def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting
     meter = Meter()
     # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
     clock = clock_for(setting.device, graphs=passes == "forward")
-    times = time_together(runs, clock, setting.rounds, setting.hopeless)
+    times = time_together(
+        runs, clock, setting.rounds, setting.hopeless,
+        on_sample=lambda name, ms: None if ms is None else told(name, ms), go_on=lambda: time.monotonic() < until,
+    )  # fmt: skip
     others = meter.read()
     for name, entrant in entrants.items():
         rows[name] = _timed_row(entrant, case, passes, times, tensors)
@@ -94,17 +115,26 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         return Row(**base, status="skipped", reason=reason)
     try:
         leaves = _leaves(peer, tensors, passes)
+        began = time.perf_counter()
         forward = peer.prepare(case, *leaves)
+        run = _training(forward, leaves) if passes == "both" else _inference(forward)
+        run()
+        _wait(device)
+        first_call = time.perf_counter() - began
         checked = check(peer, case, leaves, forward, passes)
         if not checked.right:
             errors = {name: error for name, error in checked.errors.items() if math.isfinite(error)}
             return Row(**base, status="refused", reason=f"wrong: {checked}", errors=errors, allowed=checked.allowed)
-        run = _training(forward, leaves) if passes == "both" else _inference(forward)
-        return Entrant(peer, run, checked, peak_bytes(run, device))
+        return Entrant(peer, run, checked, peak_bytes(run, device), first_call)
     except Exception as error:  # one contender must not end the run of the others
         return Row(**base, status="failed", reason=one_line(error))
     finally:
         gc.collect()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _identity(peer: Peer, case: Case) -> dict[str, Any]:
@@ -175,6 +205,7 @@ def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str], 
         allowed=checked.allowed,
         configuration=configured.configuration,
         source=configured.source,
+        first_call=entrant.first_call,
     )
 
 

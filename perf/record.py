@@ -40,6 +40,7 @@ class Row:
         flops, bytes: useful work and least traffic of what it computes.
         peak_bytes: memory beyond the inputs, output and gradients included; None where nobody counts it.
         errors: largest error against float64, by tensor; use, the share of the error budget, of which `allowed` passes.
+        first_call: seconds of the first call, compilation included.
     """
 
     peer: str
@@ -58,6 +59,7 @@ class Row:
     allowed: float | None = None
     configuration: str = ""
     source: str = ""
+    first_call: float | None = None
 
     @property
     def ms(self) -> float:
@@ -95,7 +97,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `steps` are those of gpu-report: what was done before the measurements, and how it ended."""
+    """One run. `steps` and `failed_tests` are those of gpu-report: how each step ended, which tests failed."""
 
     suite: str
     quick: bool
@@ -108,6 +110,7 @@ class Record:
     busy_ok: bool
     races: tuple[Race, ...]
     steps: tuple[dict[str, str], ...] = ()
+    failed_tests: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
@@ -120,8 +123,9 @@ class Record:
             raise ValueError(f"schema: expected {SCHEMA}, got {found!r}")
         try:
             races = tuple(_race(race) for race in data["races"])
-            plain = {f.name: data[f.name] for f in fields(cls) if f.name not in ("races", "device", "steps")}
-            return cls(**plain, device=Device(**data["device"]), races=races, steps=tuple(data["steps"]))
+            plain = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            tuples = {name: tuple(data.get(name, ())) for name in ("steps", "failed_tests")}
+            return cls(**{**plain, **tuples, "races": races, "device": Device(**data["device"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record: expected the fields of schema {SCHEMA}, got {error}") from error
 

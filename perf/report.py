@@ -26,6 +26,11 @@ def show(record: Record, console: Console) -> None:
         console.print(table(race))
         for line in notes(race):
             console.print(escape(line), style="dim")
+        if record.failed_tests:
+            failed = f"{len(record.failed_tests)} tests failed in the same run, see below"
+            console.print(failed, style="bold red")
+    for test in record.failed_tests:
+        console.print(escape(f"failed: {test}"), style="bold red")
     for step in record.steps:
         console.print(escape(f"{step['name']}: {step['outcome']}"))
     if record.suite == "scaling":

@@ -48,7 +48,7 @@ def measure(
 
     runs = {(name, make.__name__): make(f) for name, f in functions.items() for make in (forward, both)}
     clock = clock_for(device, graphs=False)
-    times = time_together(runs, clock, rounds, on_sample=lambda _: advance())
+    times = time_together(runs, clock, rounds, on_sample=lambda *_: advance())
     if times.failed:
         raise RuntimeError("; ".join(f"{name} {passes}: {why}" for (name, passes), why in times.failed.items()))
     peaks = {name: peak_bytes(runs[name, "both"], device) for name in functions}

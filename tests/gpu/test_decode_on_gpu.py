@@ -63,6 +63,7 @@ def test_mixed_lengths_repeat_to_the_bit_and_read_live_slots_alone(batch):
 
 def captured(call):
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
     torch.cuda.synchronize()
