@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perf.cases import Case, Definition, Passes
 from perf.peers.peer import Configured, Peer, Run, dense_limit
-from swat_flex import dispatch, explain, flex_swat, naive_swat, winners
+from swat_flex import dispatch, explain, flex_swat, naive_swat, tuned
 from swat_flex.problem import Backend
 
 
@@ -76,7 +76,7 @@ class TritonVariant(Swat):
         run, settings = super().prepare(case, q, k, v), self._settings(case, q.device)
 
         def forced() -> Tensor:
-            with winners.using(settings):
+            with tuned.using(settings):
                 return run()
 
         return forced
@@ -86,7 +86,7 @@ class TritonVariant(Swat):
         return Configured("; ".join(f"{name}: {config}" for name, config in settings.items()), "asked for")
 
     def _settings(self, case: Case, device: torch.device) -> dict[str, Any]:
-        problem = self.definition(case).problem(case, device.type)
+        problem = self.definition(case).problem(case, device)
         tunables = dispatch.BACKENDS["triton"].tunables(problem)
         chosen = [t for t in tunables if t.name.partition(".")[2] in self.kernels]
         return {tunable.name: replace(tunable.default(problem), **self.changes) for tunable in chosen}
