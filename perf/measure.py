@@ -17,7 +17,7 @@ from autotune.memory import peak_bytes
 from perf.cases import Case, Passes
 from perf.check import Checked, check
 from perf.load import Meter
-from perf.peers import Peer, one_line
+from perf.peers import Peer, Run, one_line
 from perf.record import Ceiling, Race, Row
 from swat_flex import dispatch
 
@@ -56,6 +56,7 @@ class Entrant:
     checked: Checked
     peak: int | None
     first_call: float
+    leaves: tuple[Tensor, Tensor, Tensor]
 
 
 def run_race(
@@ -97,7 +98,7 @@ def run_race(
     )  # fmt: skip
     others = meter.read()
     for name, entrant in entrants.items():
-        rows[name] = _timed_row(entrant, case, passes, times, tensors)
+        rows[name] = _timed_row(entrant, case, passes, times)
     ceilings = {
         name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
         for name, what, amount in _ceiling_work(case, setting)
@@ -114,10 +115,8 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
     if reason is not None:
         return Row(**base, status="skipped", reason=reason)
     try:
-        leaves = _leaves(peer, tensors, passes)
         began = time.perf_counter()
-        forward = peer.prepare(case, *leaves)
-        run = _training(forward, leaves) if passes == "both" else _inference(forward)
+        run, forward, leaves = bind(peer, case, passes, tensors)
         run()
         _wait(device)
         first_call = time.perf_counter() - began
@@ -125,7 +124,7 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         if not checked.right:
             errors = {name: error for name, error in checked.errors.items() if math.isfinite(error)}
             return Row(**base, status="refused", reason=f"wrong: {checked}", errors=errors, allowed=checked.allowed)
-        return Entrant(peer, run, checked, peak_bytes(run, device), first_call)
+        return Entrant(peer, run, checked, peak_bytes(run, device), first_call, leaves)
     except Exception as error:  # one contender must not end the run of the others
         return Row(**base, status="failed", reason=one_line(error))
     finally:
@@ -142,26 +141,21 @@ def _identity(peer: Peer, case: Case) -> dict[str, Any]:
     return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
 
 
-def _leaves(peer: Peer, tensors: tuple[Tensor, ...], passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
-    """The case's tensors in the peer's order of axes in memory, as leaves of a graph of their own."""
+def bind(
+    peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...]
+) -> tuple[Callable[[], object], Run, tuple[Tensor, Tensor, Tensor]]:
+    """Return what is timed, the forward it is made of, and the leaves that both are bound to.
+
+    The leaves are the case's tensors in the peer's order of axes in memory, of a graph of their own.
+    """
     laid = [x.transpose(1, 2).contiguous().transpose(1, 2) if peer.tokens_first else x for x in tensors]
     q, k, v = (x.detach().requires_grad_(passes == "both") for x in laid)
-    return q, k, v
-
-
-def _inference(forward: Callable[[], Tensor]) -> Callable[[], object]:
-    def run() -> object:
-        with torch.no_grad():
-            return forward()
-
-    return run
-
-
-def _training(forward: Callable[[], Tensor], leaves: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
-    noise = torch.Generator(leaves[0].device).manual_seed(2)
-    q = leaves[0]
+    forward = peer.prepare(case, q, k, v)
+    if passes == "forward":
+        return torch.no_grad()(forward), forward, (q, k, v)
+    noise = torch.Generator(q.device).manual_seed(2)
     grad = torch.randn(q.shape, generator=noise, device=q.device).to(q.dtype)
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
+    return lambda: torch.autograd.grad(forward(), (q, k, v), grad), forward, (q, k, v)
 
 
 def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
@@ -182,7 +176,7 @@ def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
     return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str], tensors: tuple[Tensor, ...]) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str]) -> Row:
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
     timing = times.timings.get(peer.name)
@@ -190,7 +184,7 @@ def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str], 
         return Row(**base, status="failed", reason=times.failed.get(peer.name, "left the race"))
     flops, moved = peer.definition(case).work(case, passes)
     with torch.set_grad_enabled(passes == "both"):
-        configured = peer.configured(case, *_leaves(peer, tensors, passes))
+        configured = peer.configured(case, *entrant.leaves)
     return Row(
         **base,
         status="timed",

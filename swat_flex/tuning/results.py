@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One search.
+    """What one search found.
 
     Attributes:
         name: the tunable's, "banded.forward".
         shape: the problem, in words.
-        result: what the search measured; None when it was not held.
-        entry: what is kept; None when nothing was right, or the search was not held.
+        result: what the search measured; None when it was left out.
+        entry: what is kept; None when nothing was right, or the search was left out.
         saved: whether the entry is on disk; else it lasts as long as this process.
-        note: why it was not held, or why nothing is kept.
+        note: why it was left out, or why nothing is kept.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Tuned:
     """All that one call of `tune` found.
 
     Attributes:
-        outcomes: one per search, in order.
+        outcomes: what each search found, in the order of the searches.
         place: where entries are kept, in words.
         seconds: how long it took.
         interrupted: whether Ctrl-C ended it.

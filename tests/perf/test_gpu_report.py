@@ -1,5 +1,6 @@
 """The report of a GPU: a step that is killed, hangs or fails costs itself alone, and no printed row is lost."""
 
+import itertools
 import json
 import sys
 from dataclasses import asdict, replace
@@ -78,10 +79,10 @@ def test_a_step_that_ends_badly_costs_itself_alone(tmp_path, at, ending):
 
 def test_what_a_step_leaves_goes_to_the_later_and_too_little_is_no_search(tmp_path):
     steps = [Step("a", ("true",), 10.0), Step("b", ("true",), 10.0), Step("search", ("true",), 20.0, least=300.0)]
-    clock = iter([0.0, *[100.0] * 9])
-    rows = run(steps, tmp_path, 400.0, now=lambda: next(clock))
-    assert [r["ended"] for r in rows] == ["complete", "complete", "complete"]  # 300 s left for the last would be none
-    clock = iter([0.0, *[101.0] * 9])
+    clock = itertools.chain([0.0], itertools.repeat(100.0))
+    rows = run(steps, tmp_path, 401.0, now=lambda: next(clock))
+    assert [r["ended"] for r in rows] == ["complete", "complete", "complete"]  # the last has all that is left
+    clock = itertools.chain([0.0], itertools.repeat(101.0))
     rows = run(steps[2:], tmp_path, 400.0, now=lambda: next(clock))
     assert rows[0]["ended"] == "left out: needs 300 s, and 299 s are left for it"
 
