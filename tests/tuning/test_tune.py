@@ -79,7 +79,7 @@ def told_by_a_new_process():
 def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, monkeypatch):
     """The one search by a real clock."""
     few_blocks(monkeypatch)
-    found = tune(*qkv(), 64, seconds=200)  # it ends when all four were tried
+    found = tune(*qkv(), 64, seconds=50)  # it ends when all four were tried
     (outcome,) = found.outcomes
     assert outcome.saved
     assert outcome.name == "banded.forward"
