@@ -27,7 +27,7 @@ MIN_GAIN = 0.005  # of the time: a smaller gain is not worth leaving an earlier 
 
 @dataclass(frozen=True)
 class Budget:
-    """When to start no more batches of candidates (see Runner.batch); the final comparison is held in any case.
+    """When to start no more batches of candidates (see Runner.batch); the final comparison takes place in any case.
 
     Attributes:
         seconds: of the search's clock; None is no limit.

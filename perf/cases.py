@@ -49,7 +49,7 @@ class Case:
 
     @property
     def sizes(self) -> str:
-        """For a reader: `B1 H8/2 L4096 D64 W512 float32`."""
+        """Write the sizes for a reader: `B1 H8/2 L4096 D64 W512 float32`."""
         heads = f"{self.q_heads}" if self.q_heads == self.kv_heads else f"{self.q_heads}/{self.kv_heads}"
         length = f"{self.q_len}" if self.q_len == self.kv_len else f"{self.q_len}/{self.kv_len}"
         return f"B{self.batch} H{heads} L{length} D{self.head_dim} W{self.window} {self.dtype}"
@@ -73,7 +73,7 @@ class Definition:
     slopes: Literal["balanced", "alibi"] | None = "balanced"
 
     def problem(self, case: Case, device: torch.device) -> Problem:
-        """The call it makes of a case."""
+        """Describe the call that it makes of a case."""
         return Problem(
             batch=case.batch,
             q_heads=case.q_heads,
@@ -93,7 +93,7 @@ class Definition:
         )
 
     def work(self, case: Case, passes: Passes) -> tuple[float, int]:
-        """(useful FLOPs, least bytes); what a decoding step need not read, it does not count."""
+        """Count (useful FLOPs, least bytes); what a decoding step need not read does not count."""
         problem = self.problem(case, torch.device("cpu"))
         if self.window is not None:
             problem = replace(

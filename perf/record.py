@@ -117,7 +117,7 @@ class Record:
 
     @classmethod
     def parse(cls, data: Any) -> Record:
-        """From `to_json`; raises ValueError for anything else."""
+        """Read what `to_json` wrote; raises ValueError for anything else."""
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"schema: expected {SCHEMA}, got {found!r}")

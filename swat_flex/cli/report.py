@@ -56,7 +56,7 @@ def _timed(timing: Timing, flops: float) -> list[str]:
 
 
 def _ms(ms: float) -> str:
-    """With about three significant digits."""
+    """Write a time with about three significant digits."""
     return f"{ms:,.{max(0, 2 - math.floor(math.log10(ms)))}f}"
 
 
