@@ -27,7 +27,7 @@ MIN_GAIN = 0.005  # of the time: a smaller gain is not worth leaving an earlier 
 
 @dataclass(frozen=True)
 class Budget:
-    """When to start no more batches of candidates (see Runner.batch); the final comparison is held in any case.
+    """When to start no more batches of candidates (see Runner.batch); the final comparison takes place in any case.
 
     Attributes:
         seconds: of the search's clock; None is no limit.
@@ -43,7 +43,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in {"seconds": self.seconds, "trials": self.trials}.items():
             if limit is not None and limit <= 0:
-                raise ValueError(f"{name} must be positive or None, got {limit}")
+                raise ValueError(f"{name}: expected a number above 0 or None, got {limit}")
 
 
 NO_LIMIT = Budget()

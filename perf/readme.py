@@ -6,7 +6,8 @@ import re
 import textwrap
 from pathlib import Path
 
-from perf.record import Race, Record, load, write
+from autotune.files import write_whole
+from perf.record import Race, Record, load
 from perf.report import milliseconds, times, units_of
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,7 +29,7 @@ def rewrite(file: Path | None = None, page: Path = README) -> bool:
     new = text[: found.start()] + block(load(page.parent / name), name) + text[found.end() :]
     if new == text:
         return False
-    write(page, new)
+    write_whole(page, new)
     return True
 
 

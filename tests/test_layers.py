@@ -33,21 +33,9 @@ ARROWS = {
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
-    "testing": {"api", "problem", "reference", "validation", "window"},
-    "tuning": {
-        *(
-            "api",
-            "backends",
-            "dispatch",
-            "inspection",
-            "positions",
-            "problem",
-            "testing",
-            "tuned",
-            "validation",
-            "window",
-        )
-    },
+    "testing": {"api", "operands", "problem", "reference", "validation", "window"},
+    "tuning": {"api", "backends", "dispatch", "inspection", "operands", "positions", "problem", "testing", "tuned"}
+    | {"validation", "window"},
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}
 

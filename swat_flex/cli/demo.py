@@ -92,7 +92,7 @@ def _measure(inputs: Inputs, lengths: list[int], window: WindowLike, rounds: int
     )
     results = {}
     with progress:
-        task = progress.add_task("", total=sum(map(len, functions.values())) * (rounds + 1))
+        task = progress.add_task("", total=2 * sum(map(len, functions.values())) * (rounds + 1))
         for length in lengths:
             progress.update(task, description=f"{length:,} tokens")
             results[length] = measure(functions[length], inputs.prefix(length), rounds, lambda: progress.advance(task))

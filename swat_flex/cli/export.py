@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autotune.files import synchronise_folder
 from swat_flex.training import SEPARATOR, load_model
 
 
@@ -44,7 +45,9 @@ def _write(model: Any, folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         partial.chmod(0o755)  # mkdtemp's own is for its maker alone
+        synchronise_folder(partial)
         partial.rename(folder)
+        synchronise_folder(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -122,7 +122,7 @@ def _replay(console: Console, path: Path) -> None:
 
 
 def _backends(console: Console, text: str, device: str) -> tuple[Backend, ...]:
-    """Those asked for; all that run on the device, the others named with their reason."""
+    """Choose the backends asked for, or all that run on the device; print why each other one does not."""
     known = engine.available(device)
     if text == "all":
         for name, reason in known.items():

@@ -16,6 +16,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from autotune.files import write_whole
 from swat_flex.cli import options, screen
 from swat_flex.inspection import (
     GPUS,
@@ -274,7 +275,7 @@ def _record(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -
 
 def _write(file: Path, facts: object) -> None:
     try:
-        file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise typer.BadParameter(
             f"expected a file that can be written, got {str(file)!r}: {error.strerror}", param_hint="--json"

@@ -5,10 +5,7 @@ Cases follow from the seed: each backend has a stream of rounds, each round a se
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import time
 import traceback
 import warnings
@@ -20,6 +17,7 @@ from typing import Any
 
 import torch
 
+from autotune.files import write_whole
 from swat_flex.problem import Backend
 from swat_flex.testing.case import SwatCase
 from swat_flex.testing.check import Verdict, check
@@ -56,17 +54,7 @@ class Failure:
             "failure": self.text,
         }
         record |= {"reproducer": self.reproducer().splitlines(), "torch": torch.__version__}
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(record, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_whole(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Failure:
