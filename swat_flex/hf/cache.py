@@ -159,7 +159,7 @@ def windows_of(config: Any) -> list[int | None]:
 
 
 class LayerOfCache:
-    """One layer of any transformers cache as `SwatAttention` reads it (`swat_flex.nn.attention.OtherCache`).
+    """One layer of any transformers cache as `SwatAttention` reads it (`swat_flex.nn.attention.KeyValueCache`).
 
     Args:
         cache: the model's.

@@ -32,6 +32,8 @@ class SwatModelConfig(PreTrainedConfig):
     Attributes:
         sliding_window: keys per query, its own included; None is all of them. Where the layers differ, the widest.
         windows: one per layer, where they differ; None is sliding_window in each.
+        skip_logits: in training with labels make no logits, which of all tokens would need memory; False for a training
+            loop that reads them.
         rope: rotary embedding or none, with rope_parameters {"rope_type": "default", "rope_theta": base}.
 
     Raises:
@@ -64,6 +66,7 @@ class SwatModelConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     backend: str = "auto"
+    skip_logits: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -73,6 +76,11 @@ class SwatModelConfig(PreTrainedConfig):
         if self.windows is not None:
             self.windows = list(self.windows)
             self.sliding_window = max((window for window in self.windows if window is not None), default=None)
+        # Filled as transformers' own configurations fill them: what serves models reads them.
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
         types = ["full_attention" if window is None else "sliding_attention" for window in self.layer_windows]
         if self.layer_types not in (None, types):
             raise ValueError(f"layer_types: expected None or what the windows say, {types}, got {self.layer_types}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from swat_flex.distributed import Shard
 
 
-class OtherCache(Protocol):
+class KeyValueCache(Protocol):
     """A layer's keys and values kept in another way than a ring; `SwatAttention` goes on from it too."""
 
     def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class SwatAttention(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: RingCache | OtherCache | None = None,
+        cache: RingCache | KeyValueCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         shard: Shard | None = None,
@@ -92,7 +92,7 @@ class SwatAttention(nn.Module):
             x: `[B, L, hidden_size]`.
             document_ids: int `[B, L]` or `[L]`: tokens see each other only under equal ids, a negative one is padding.
                 Not with a cache.
-            cache: of this layer (`SwatTransformer.new_cache`, or any `OtherCache`). Keys are kept after rope.
+            cache: of this layer (`SwatTransformer.new_cache`, or any `KeyValueCache`). Keys are kept after rope.
             positions: int `[L]` or `[B, L]` for rope, which tells only differences: they may go on through packed
                 documents. None counts from 0, or from the cache's length.
             mask: bool `[B, L]`, False for padding: it sees nothing and is seen by nothing.
@@ -115,7 +115,9 @@ class SwatAttention(nn.Module):
                 positions = cache.positions(length, mask)
             q, k = (apply_rope(y, positions, base=self.config.rope_base) for y in (q, k))
         out = (
-            self._attend(q, k, v, document_ids, mask, shard) if cache is None else self._continue(q, k, v, cache, mask)
+            self._attend(q, k, v, document_ids, mask, shard)
+            if cache is None
+            else self._attend_cached(q, k, v, cache, mask)
         )
         attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
         return attended
@@ -149,7 +151,9 @@ class SwatAttention(nn.Module):
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip
 
-    def _continue(self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | OtherCache, mask: Tensor | None) -> Tensor:
+    def _attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | KeyValueCache, mask: Tensor | None
+    ) -> Tensor:
         """Few tokens of a sigmoid, no padding among several and no gradient wanted: decode; else prefill."""
         slopes, logit_bias = self._bias(q)
         if not isinstance(cache, RingCache):
