@@ -135,3 +135,13 @@ class SwatModelConfig(PreTrainedConfig):
         values["windows" if isinstance(windows, tuple) else "sliding_window"] = windows
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_parameters"]}
         return cls(**values, **kwargs)
+
+
+def refuse_attentions(config: Any, options: dict[str, Any]) -> None:
+    """Refuse a wish for attention weights, which never exist.
+
+    Raises:
+        NotImplementedError: output_attentions is set, in a call's options or in the config.
+    """
+    if options.get("output_attentions") or getattr(config, "output_attentions", False):
+        raise NotImplementedError("output_attentions: expected False, as attention weights never exist, got True")

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from swat_flex.decode import RingCache
 from swat_flex.hf.cache import LayerOfCache, RingLayer, SwatCache
-from swat_flex.hf.config import SwatModelConfig
+from swat_flex.hf.config import SwatModelConfig, refuse_attentions
 from swat_flex.nn import SwatAttention, SwatTransformer
 from swat_flex.nn.attention import KeyValueCache
 from swat_flex.nn.model import SwatBlock, SwiGLU
@@ -197,16 +197,6 @@ def keep_drawn(model: nn.Module) -> None:
     for module in model.modules():
         if not any(weight.is_meta for weight in module.parameters(recurse=False)):
             module._is_hf_initialized = True  # type: ignore[assignment] # a plain attribute
-
-
-def refuse_attentions(config: SwatModelConfig, options: dict[str, Any]) -> None:
-    """Refuse a wish for attention weights, which never exist.
-
-    Raises:
-        NotImplementedError: output_attentions is set, in a call's options or in the config.
-    """
-    if options.get("output_attentions") or getattr(config, "output_attentions", False):
-        raise NotImplementedError("output_attentions: expected False, as attention weights never exist, got True")
 
 
 def _boolean(attention_mask: Tensor | None) -> Tensor | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
 )
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -30,3 +34,35 @@ def register() -> None:
     AutoModelForSequenceClassification.register(SwatModelConfig, SwatForSequenceClassification, exist_ok=True)
     AttentionInterface.register(SwatModelConfig.model_type, swat_attention)
     AttentionMaskInterface.register(SwatModelConfig.model_type, swat_mask)
+    if not hasattr(PreTrainedConfig.save_pretrained, "__wrapped__"):
+        PreTrainedConfig.save_pretrained = _remembering(PreTrainedConfig.save_pretrained)
+
+
+def _remembering(save_pretrained: Any) -> Any:
+    """Make configurations write attn_implementation where it is "swat_flex".
+
+    transformers writes it nowhere, so a model trained with it would come back with a softmax and say nothing. Written,
+    it comes back as it was, and a program that does not import this module gets an error instead.
+    """
+
+    @functools.wraps(save_pretrained)
+    def save(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> Any:
+        used = _used_by(self)
+        if not used:
+            return save_pretrained(self, *args, **kwargs)
+        self.attn_implementation = used
+        try:
+            return save_pretrained(self, *args, **kwargs)
+        finally:
+            del self.attn_implementation
+
+    return save
+
+
+def _used_by(config: PreTrainedConfig) -> str | dict[str, str]:
+    """The attn_implementation to write: "swat_flex", or which parts of a composite model use it, or nothing."""
+    name = SwatModelConfig.model_type
+    if config._attn_implementation == name:
+        return name
+    parts = {key: getattr(config, key, None) for key in config.sub_configs}
+    return {key: name for key, part in parts.items() if getattr(part, "_attn_implementation", None) == name}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swat_flex.api import flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
-from swat_flex.nn.config import SwatConfig
+from swat_flex.nn.config import Slopes, SwatConfig, slopes_for
 from swat_flex.positions import apply_rope, document_ids_from_attention_mask
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ class SwatAttention(nn.Module):
     def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.query, self.key, self.value
 
-    def _bias(self, q: Tensor) -> tuple[Tensor | None, Tensor | float | None]:
+    def _bias(self, q: Tensor) -> tuple[Slopes, Tensor | float | None]:
         """(slopes, logit_bias) in the dtype `flex_swat` wants for q, whatever the parameters were cast to."""
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        slopes = self.config.head_slopes(q.device, dtype) if self.slopes is None else self.slopes.to(dtype)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        slopes = slopes_for(self.config, q) if self.slopes is None else self.slopes.to(dtype)
         if self.logit_bias is None:
             return slopes, self.config.bias_of(self.window)
         return slopes, self.logit_bias.to(dtype)

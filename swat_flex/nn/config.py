@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swat_flex.positions import Schedule, alibi_slopes
+from swat_flex.positions import Schedule, alibi_slopes, outlives_this_call
 
+Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
 
 
@@ -131,6 +132,31 @@ class SwatConfig:
             if name not in known:
                 raise ValueError(f"values: expected fields of SwatConfig ({', '.join(sorted(known))}), got {name!r}")
         return cls(**values)
+
+
+def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
+    """`flex_swat`'s argument slopes for the fixed slopes of a configuration, made once per device and dtype.
+
+    Args:
+        config: the model's.
+        q: `[B, heads, L, D]`, whose device and dtype they are for.
+    """
+    if config.slopes in (None, "balanced", "alibi"):
+        return config.slopes  # type: ignore[return-value] # flex_swat knows these names, and keeps their slopes
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if torch.compiler.is_compiling() or type(q) is not Tensor:  # traced, or a subclass such as a tracer's fake
+        return config.head_slopes(q.device, dtype)
+    key = (config.slopes, config.slope_schedule, q.device, dtype)
+    made = _made.get(key)
+    if made is None:
+        made = config.head_slopes(q.device, dtype)
+        assert made is not None
+        if outlives_this_call(made) and len(_made) < 256:
+            _made[key] = made
+    return made
+
+
+_made: dict[tuple[str | None, str, torch.device, torch.dtype], Tensor] = {}
 
 
 def _check_sizes(config: SwatConfig) -> None:
