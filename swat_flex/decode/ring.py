@@ -209,7 +209,7 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least or (most is not None and value > most):
         raise ValueError(

@@ -52,18 +52,22 @@ def swat_mask(
         )
     if attention_mask is not None:
         device = attention_mask.device
-        shown = F.pad(attention_mask, (0, max(0, kv_offset + kv_length - attention_mask.shape[1])))
+        missing = torch.sym_max(0, kv_offset + kv_length - attention_mask.shape[1])
+        shown = F.pad(attention_mask, (0, missing))
         ids = shown[:, kv_offset : kv_offset + kv_length].to(torch.int32) - 1
     elif q_length == kv_length and not allow_is_causal_skip:
         ids = packed_ids(mask_function, batch_size, q_length, device)
     else:
         ids = None
     used = q_offset + q_length - kv_offset
-    if isinstance(used, int) and used == kv_length:
+    if not isinstance(used, Tensor) and used == kv_length:
         return None if ids is None else ids[:, None, None]
     if ids is None:
         ids = torch.zeros(batch_size, kv_length, dtype=torch.int32, device=device)
-    used = torch.as_tensor(used, dtype=torch.int32, device=ids.device).expand(batch_size, kv_length)
+    if isinstance(used, Tensor):
+        used = used.to(ids.device, torch.int32).expand(batch_size, kv_length)
+    else:
+        used = torch.full_like(ids, used)
     return torch.stack((ids, used), 1)[:, None]
 
 
