@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMode
@@ -48,9 +48,11 @@ class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SwatModelConfig, transformer: SwatTransformer | None = None) -> None:
         super().__init__(config)
-        transformer = SwatTransformer(config.to_swat()) if transformer is None else transformer
-        self.model = SwatModel(config, transformer)
-        self.lm_head = transformer.head
+        drawn = SwatTransformer(config.to_swat()) if transformer is None else transformer
+        self.model = SwatModel(config, drawn)
+        self.lm_head = drawn.head
+        if transformer is None:  # tied by transformers below, which else overlooks that a file lacks both
+            self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach())
         keep_drawn(self)
         self.post_init()
 

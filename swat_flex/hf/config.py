@@ -89,7 +89,11 @@ class SwatModelConfig(PreTrainedConfig):
         if kind != "default":
             raise ValueError(f"rope_parameters: expected rope_type 'default', got {kind!r}")
         super().__post_init__(**kwargs)
-        self.to_swat()
+        self.intermediate_size = self.to_swat().mlp_size
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: no code is copied when a model is saved, its folder names this library."""
 
     @property
     def layer_windows(self) -> list[int | None]:

@@ -52,7 +52,8 @@ def swat_mask(
         )
     if attention_mask is not None:
         device = attention_mask.device
-        missing = torch.sym_max(0, kv_offset + kv_length - attention_mask.shape[1])
+        # Also of a traced length; torch leaves sym_max untyped.
+        missing = torch.sym_max(0, kv_offset + kv_length - attention_mask.shape[1])  # type: ignore[no-untyped-call]
         shown = F.pad(attention_mask, (0, missing))
         ids = shown[:, kv_offset : kv_offset + kv_length].to(torch.int32) - 1
     elif q_length == kv_length and not allow_is_causal_skip:

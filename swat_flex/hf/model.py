@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.output_capturing import capture_outputs
 
 from swat_flex.decode import RingCache
+from swat_flex.hf.adapters import tell_peft
 from swat_flex.hf.cache import LayerOfCache, RingLayer, SwatCache
 from swat_flex.hf.config import SwatModelConfig, refuse_attentions
 from swat_flex.nn import SwatAttention, SwatTransformer
@@ -39,11 +42,19 @@ FILE_NAMES = {
     r"\.post_attention_layernorm\.": ".mlp_norm.",
 }
 
+MODULE = "modeling_swat_flex"  # in a saved folder
+AUTO_CLASSES = {
+    "AutoConfig": "SwatModelConfig",
+    "AutoModel": "SwatModel",
+    "AutoModelForCausalLM": "SwatForCausalLM",
+    "AutoModelForSequenceClassification": "SwatForSequenceClassification",
+}
+
 
 class SwatLayer(GradientCheckpointingLayer, SwatBlock):
     """The parts of a `SwatBlock` as a layer that transformers can checkpoint."""
 
-    def __init__(self, block: SwatBlock) -> None:
+    def __init__(self, block: nn.Module) -> None:
         nn.Module.__init__(self)
         for name, part in block.named_children():
             self.add_module(name, part)
@@ -77,6 +88,19 @@ class SwatPreTrainedModel(PreTrainedModel):
                 weight.data = weight.data.clone()
         return loaded
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with a module that names the classes, so that trust_remote_code=True loads the
+        folder in a program that does not import swat_flex.hf."""
+        self.config.auto_map = {name: f"{MODULE}.{found}" for name, found in AUTO_CLASSES.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            module = f"from swat_flex.hf import {', '.join(sorted(AUTO_CLASSES.values()))}  # noqa: F401\n"
+            Path(save_directory, f"{MODULE}.py").write_text(module)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: no code is copied when a model is saved, its folder names this library."""
+
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights that a checkpoint lacks as `SwatTransformer` draws them."""
         super()._init_weights(module)
@@ -107,6 +131,7 @@ class SwatModel(SwatPreTrainedModel):
 
     def __init__(self, config: SwatModelConfig, transformer: SwatTransformer | None = None) -> None:
         super().__init__(config)
+        tell_peft()
         transformer = SwatTransformer(config.to_swat()) if transformer is None else transformer
         self.embed_tokens = transformer.embedding
         self.layers = nn.ModuleList(SwatLayer(block) for block in transformer.blocks)

@@ -87,6 +87,7 @@ class Trainer:
         parallel.shard(self.model, self.ranks)
         self.optimizer = _optimizer(self.model, training, self.ranks.device)
         self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.evaluated: tuple[int, float] | None = None  # the last evaluation: after which step, bits per byte
         self._began = 0.0  # on perf_counter's clock, less the seconds of the runs before
 
     def stop(self) -> None:
@@ -165,6 +166,7 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "evaluated": self.evaluated,
             "model_config": self.model.config.to_dict(),
             "training_config": self.training.to_dict(),
             "corpus": {"fingerprint": text.fingerprint, "folder": text.folder, "pattern": text.pattern},
@@ -196,7 +198,7 @@ class Trainer:
             optim_state_dict=state["optimizer"],
             options=whole,
         )
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.evaluated = state["step"], state["seconds"], state.get("evaluated")
 
     def _check(self, state: dict[str, Any]) -> None:
         """Whether a checkpoint is of this run; when it ends and how often it evaluates and saves may change."""
@@ -218,6 +220,7 @@ class Trainer:
 
     def _evaluate_and_tell(self, listener: Listener | None) -> None:
         bits = self.evaluate()
+        self.evaluated = (self.step, bits)
         if listener is not None and self.ranks.first:
             listener.evaluated(self.step, bits)
 
@@ -293,7 +296,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> SwatTransforme
     Raises:
         FileNotFoundError, CheckpointError: as `load_checkpoint`.
     """
-    state = load_checkpoint(path)
+    return model_of(load_checkpoint(path)).to(device)
+
+
+def model_of(state: dict[str, Any]) -> SwatTransformer:
+    """The model of a loaded checkpoint."""
     model = SwatTransformer(SwatConfig.from_dict(state["model_config"]))
     model.load_state_dict(state["model"], strict=True)
-    return model.to(device)
+    return model

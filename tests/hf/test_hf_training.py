@@ -1,17 +1,12 @@
 """Loss, checkpointing and the Trainer."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hf_models import VOCABULARY, other_model, swat_model, tokens
-from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
-from typer.testing import CliRunner
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
-from swat_flex.cli import app
-from swat_flex.nn import SwatConfig, SwatTransformer, chunked_cross_entropy
-from swat_flex.training import SEPARATOR, save_checkpoint
+from swat_flex.nn import chunked_cross_entropy
 
 
 def test_the_loss_is_transformers_own():
@@ -103,24 +98,3 @@ def test_the_trainer_trains_saves_and_resumes(name, tmp_path):
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert again.evaluate()["eval_loss"] == pytest.approx(first.evaluate()["eval_loss"], abs=1e-4)
-
-
-def test_a_trained_transformer_becomes_a_checkpoint_of_transformers(tmp_path):
-    """And back; `swat-flex export` writes the folder whole and over nothing."""
-    swat = SwatTransformer(SwatConfig(vocab_size=257, hidden_size=32, layers=2, heads=4, tie_embeddings=True))
-    state = {"step": 3, "model_config": swat.config.to_dict(), "model": swat.state_dict()}
-    save_checkpoint(tmp_path / "run", state)
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert torch.equal(loaded(tokens(), use_cache=False).logits, swat(tokens()))
-    assert loaded.config.eos_token_id == SEPARATOR
-    swat.load_state_dict(loaded.transformer.state_dict())
-    same = {"kv_heads": swat.config.key_heads, "head_dim": swat.config.channels}
-    assert loaded.transformer.config == dataclasses.replace(swat.config, **same)
-    for run, to, message in (("run", "out", "folder: expected a path"), ("none", "new", "checkpoint: expected")):
-        done = CliRunner().invoke(app, ["export", str(tmp_path / run), str(tmp_path / to)])
-        assert done.exit_code == 2
-        assert message in done.output
-    assert not (tmp_path / "new").exists()
