@@ -166,13 +166,13 @@ class RingCache(torch.nn.Module):
         )
 
     def cast(self, x: Any) -> Any:
-        """Under autocast a tensor in the cache's dtype, else itself: autocast leaves k, q and v in different ones."""
+        """Cast a tensor to the cache's dtype under autocast, which leaves q, k and v in different ones; else return it."""
         if isinstance(x, Tensor) and autocasts(self.keys.device.type):
             return x.to(self.keys.dtype)
         return x
 
     def check(self, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-        """Whether k, v and mask fit; raises for the first rule broken."""
+        """Check that k, v and mask fit; raises for the first rule broken."""
         batch, heads = self.keys.shape[:2]
         for name, x, ring in (("k", k, self.keys), ("v", v, self.values)):
             if not isinstance(x, Tensor):

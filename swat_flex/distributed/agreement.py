@@ -133,7 +133,7 @@ def _raise_for_refusals(rows: list[list[int]]) -> None:
 
 
 def _names(argument: str, what: str, values: tuple[int, ...]) -> list[Any]:
-    """Values as their user wrote them."""
+    """Values in the words of the caller's arguments."""
     if what == "requires_grad":
         return [bool(value) for value in values]
     if what == "dtype":

@@ -53,10 +53,10 @@ class Exchange:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Wait for the halo's messages also where what is done meanwhile is left by an exception.
+        """Wait for the halo's messages even if an exception ends the work that runs meanwhile.
 
-        Checkpointing leaves a recomputation so, on each rank where that rank needs no more of it; messages given up
-        there would never reach the ranks that go on.
+        Checkpointing stops a recomputation with an exception as soon as a rank has what it needs. Without the wait, its
+        messages would never reach the ranks that still need them.
         """
         try:
             yield
@@ -103,7 +103,7 @@ class Exchange:
         return results
 
     def unpack(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `[B, Hkv, tokens, D]` and `[B, Hkv, tokens, Dv]` in one message."""
+        """Split a message into keys `[B, Hkv, tokens, D]` and values `[B, Hkv, tokens, Dv]`."""
         rows = message.numel() // sum(self.dims)
         k, v = torch.split(message, [rows * dim for dim in self.dims])
         return k.view(*self.heads, -1, self.dims[0]), v.view(*self.heads, -1, self.dims[1])
@@ -150,7 +150,7 @@ class _End(torch.autograd.Function):
 
 
 class _Posted:
-    """Messages on their way. Both sides post their messages to each other in one order: keys first, then ids."""
+    """Messages on their way. Two ranks post their messages to each other in the same order: keys first, then ids."""
 
     def __init__(self, sent: Messages, received: Messages, doing: str, group: dist.ProcessGroup) -> None:
         self.sent, self.received = sent, received  # kept until `wait`: the transport reads and writes them

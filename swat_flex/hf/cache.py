@@ -97,13 +97,13 @@ class RingLayer(CacheLayerMixin):
             )
 
     def offload(self) -> None:
-        """Nothing: a ring is small."""
+        """Do nothing: a ring is small."""
 
     def prefetch(self) -> None:
-        """Nothing: a ring is never offloaded."""
+        """Do nothing: a ring is never offloaded."""
 
     def _take(self, index: Tensor) -> None:
-        """Rows `index` as a batch of another size."""
+        """Keep rows `index` alone, as a batch of another size."""
         old = self.ring
         assert old is not None
         _, heads, _, head_dim = old.keys.shape
@@ -159,7 +159,7 @@ def windows_of(config: Any) -> list[int | None]:
 
 
 class LayerOfCache:
-    """One layer of any transformers cache as `SwatAttention` reads it (`swat_flex.nn.attention.KeyValueCache`).
+    """One layer of any transformers cache, as the `KeyValueCache` that `SwatAttention` reads.
 
     Args:
         cache: the model's.
@@ -172,7 +172,7 @@ class LayerOfCache:
         self.cache, self.layer, self.window, self.attention_mask = cache, layer, window, attention_mask
 
     def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
-        """`[tokens]`: padding counts, which rope does not notice."""
+        """Positions `[tokens]` of the next tokens for rope, which tells only differences: padding may count."""
         seen = self.cache.get_seq_length(self.layer)
         device = seen.device if isinstance(seen, Tensor) else None if mask is None else mask.device
         positions: Tensor = torch.arange(tokens, device=device) + seen

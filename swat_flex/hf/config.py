@@ -133,7 +133,7 @@ class SwatModelConfig(PreTrainedConfig):
 
     @classmethod
     def from_swat(cls, config: SwatConfig, **kwargs: Any) -> SwatModelConfig:
-        """From a SwatConfig; kwargs are what it does not know, such as eos_token_id."""
+        """Make the configuration of the same model; kwargs are what a SwatConfig lacks, such as eos_token_id."""
         values = {NAMES.get(name, name): value for name, value in config.to_dict().items()}
         windows = values.pop("windows")
         values["windows" if isinstance(windows, tuple) else "sliding_window"] = windows

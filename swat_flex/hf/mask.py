@@ -27,7 +27,7 @@ def swat_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What `swat_attention` needs to know beside q, k and v; registered as the mask of "swat_flex".
+    """Document ids for `swat_attention`; registered as the mask of "swat_flex".
 
     Four-dimensional, because transformers hands a mask of four dimensions on as it is.
 
@@ -114,9 +114,15 @@ _COMBINATIONS = {
 def aligned(
     key: Tensor, value: Tensor, mask: Tensor | None, window: int | None, queries: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(k, v, document_ids) for `flex_swat`, whose last key is the last query's, from a cache's keys and `swat_mask`.
+    """Keys, values and document ids for `flex_swat`, which wants the last key to be the last query's.
 
-    A static cache is read window + queries − 1 keys at a time, so that its unused slots cost nothing.
+    Of a static cache the last window + queries − 1 keys in use are taken, so that unused slots cost nothing.
+
+    Args:
+        key, value: `[B, H, slots, D]` from a cache.
+        mask: from `swat_mask`.
+        window: keys per query; None is all.
+        queries: new tokens.
     """
     if mask is None:
         return key, value, None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class KeyValueCache(Protocol):
-    """A layer's keys and values kept in another way than a ring; `SwatAttention` goes on from it too."""
+    """Keys and values of one layer, kept in whatever way: what `SwatAttention` needs of a cache that is no ring."""
 
     def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
         """`[tokens]` or `[B, tokens]`: positions of the next tokens, for rope."""

@@ -87,7 +87,7 @@ class SwatConfig:
 
     @property
     def channels(self) -> int:
-        """Of a head."""
+        """Channels of a head."""
         return self.hidden_size // self.heads if self.head_dim is None else self.head_dim
 
     @property
@@ -98,7 +98,7 @@ class SwatConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """One per layer."""
+        """Keys per query of each layer."""
         return self.window if isinstance(self.window, tuple) else (self.window,) * self.layers
 
     def head_slopes(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -126,7 +126,7 @@ class SwatConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SwatConfig:
-        """From `to_dict`; an unknown name raises ValueError."""
+        """Make a configuration from what `to_dict` gave; an unknown name raises ValueError."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:

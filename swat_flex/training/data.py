@@ -34,7 +34,8 @@ class Corpus:
 
 
 class Batch(NamedTuple):
-    """tokens int64 `[B, L]`, targets int64 `[B, L]` (the token that follows), document_ids int32 `[B, L]`."""
+    """Rows to train on: tokens int64 `[B, L]`, targets int64 `[B, L]` (the token that follows), document_ids int32
+    `[B, L]`."""
 
     tokens: Tensor
     targets: Tensor
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 
 
 def read_corpus(folder: Path | None = None, pattern: str = "*") -> Corpus:
-    """Every text file below a folder, or one file; None is Python's standard library without its tests.
+    """Read every text file below a folder, or one file; None is Python's standard library without its tests.
 
     Text is UTF-8 without NUL bytes; hidden files and folders, caches and installed packages are left out. A file is
     held out when the hash of its path below the folder falls under HELD_OUT: the same files on every machine; at least
@@ -124,9 +125,9 @@ def rows(stream: Tensor, starts: list[int], length: int) -> Batch:
 
 
 class Sampler:
-    """Random rows of the stream; what step n draws depends on (seed, n) alone, so its state is the step's number.
+    """Random rows of the stream. Step n draws from (seed, n) alone, so there is no state to save.
 
-    With several ranks each takes its share of the same global batch.
+    Several ranks draw the same batch and each takes its share.
 
     Args:
         stream: of a `Corpus`.

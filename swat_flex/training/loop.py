@@ -35,12 +35,12 @@ class Progress:
 
     @property
     def bits(self) -> float:
-        """Per token, which is per byte but for the separators between documents."""
+        """Training loss in bits per token: per byte, except that separators between documents count as tokens."""
         return self.loss / math.log(2)
 
 
 class Listener(Protocol):
-    """What a run tells, on the first rank."""
+    """Receiver of what a run tells, on the first rank."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -50,7 +50,7 @@ class Listener(Protocol):
 
 
 class Trainer:
-    """Trains a byte-level model; what it does depends on its arguments alone, and resumed runs repeat to the bit.
+    """Trainer of a byte-level model. A run depends on its arguments alone; one resumed repeats to the bit.
 
     Args:
         model: its configuration; the weights are drawn from the training's seed.
@@ -121,7 +121,7 @@ class Trainer:
             self._save_and_tell(listener, window)
 
     def _train_step(self, rate: float) -> Tensor:
-        """One step; the mean loss of all its rows, on the device."""
+        """Train one step. Returns the mean loss of all its rows, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.ranks.part(self.sampler(self.step))
@@ -201,7 +201,7 @@ class Trainer:
         self.step, self.seconds, self.evaluated = state["step"], state["seconds"], state.get("evaluated")
 
     def _check(self, state: dict[str, Any]) -> None:
-        """Whether a checkpoint is of this run; when it ends and how often it evaluates and saves may change."""
+        """Check that a checkpoint is of this run; its end and its intervals may differ."""
         free = {"steps", "minutes", "eval_every", "eval_tokens", "save_every", "gradient_checkpointing"}
         for kind, mine in (("model_config", self.model.config.to_dict()), ("training_config", self.training.to_dict())):
             for name, value in mine.items():
@@ -245,7 +245,7 @@ class _Window:
         self.last = loss
 
     def report(self, trainer: Trainer, listener: Listener | None) -> None:
-        """At most every REPORT_SECONDS."""
+        """Tell the listener the mean loss and the speed, at most every REPORT_SECONDS."""
         now = time.perf_counter()
         if now - self.since < REPORT_SECONDS:
             return
@@ -266,7 +266,7 @@ class _Window:
         self.losses, self.since = [], now
 
     def check(self, step: int) -> None:
-        """Before a checkpoint: no weights that are lost already replace good ones."""
+        """Refuse to save weights whose last loss was not finite: they would replace good ones."""
         if self.last is not None and not math.isfinite(self.last.item()):
             raise _not_finite(step, self.last.item())
 
@@ -279,7 +279,7 @@ def _not_finite(step: int, loss: float) -> FloatingPointError:
 
 
 def _optimizer(model: SwatTransformer, training: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; norms, slopes and biases do not decay."""
+    """Make an AdamW under which norms, slopes and biases do not decay."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
