@@ -83,7 +83,7 @@ class Exchange:
         self.returning = _Posted(sent, received, "returning the gradients of keys", self.group)
 
     def add_returned(self, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
-        """dk and dv of this shard, those of the ranks that saw it added in rank order, rounded once."""
+        """Add to dk and dv of this shard what the ranks that saw it return, in rank order, and round once."""
         if self.returning is None:  # this rank received no halo, so nothing started the way back
             self.post_back((), dk)
         assert self.returning is not None
@@ -120,7 +120,7 @@ def _of(piece: Piece, x: Tensor) -> Tensor:
 
 
 class _Begin(torch.autograd.Function):
-    """k and v unchanged while their edges leave; the gradients of the edges come back."""
+    """Pass k and v on and send their edges away; in the backward pass add the gradients that come back."""
 
     @staticmethod
     def forward(ctx: Any, exchange: Exchange, k: Tensor, v: Tensor, ids: Tensor | None) -> tuple[Tensor, ...]:
@@ -135,7 +135,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """The received pieces (k's, v's, k's, v's, …); their gradients leave."""
+    """Hand out the received pieces (k's, v's, k's, v's, …); in the backward pass send their gradients away."""
 
     @staticmethod
     def forward(ctx: Any, exchange: Exchange, token: Tensor, messages: list[Tensor]) -> tuple[Tensor, ...]:

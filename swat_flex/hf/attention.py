@@ -105,7 +105,7 @@ def _one_layer(heads: int, chosen: dict[str, Any]) -> SwatConfig:
 
 
 def _share_of_heads(module: nn.Module, heads: int, total: int) -> slice:
-    """Which of the model's query heads this rank holds, told by how its projections are sharded."""
+    """Find which of the model's query heads this rank holds, by how its projections are sharded."""
     from torch.distributed.tensor import DTensor, Shard  # a second of import that one process does not need
 
     for weight in module.parameters():
@@ -144,7 +144,7 @@ def _check(module: nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[
 
 
 def _with_lengths(ids: Tensor | None, lengths: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """ids, and the documents of cumulative lengths (transformers' `cu_seq_lens_q`) told apart."""
+    """Tell the documents of cumulative lengths (transformers' `cu_seq_lens_q`) apart in the ids."""
     if lengths is None or query.shape[2] != key.shape[2]:
         return ids
     if query.shape[0] != 1:

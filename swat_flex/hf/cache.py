@@ -38,7 +38,7 @@ class RingLayer(CacheLayerMixin):
         self.seen = 0
 
     def ring_for(self, batch: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> RingCache:
-        """The ring, made at the first call."""
+        """Return the ring, which the first call makes."""
         if self.ring is None:
             self._keep(RingCache(batch, heads, self.window, head_dim, None, dtype, device, queries=self.queries))
         assert self.ring is not None
@@ -144,7 +144,7 @@ class SwatCache(Cache):
 
 
 def windows_of(config: Any) -> list[int | None]:
-    """Keys per query of each layer of a model of transformers, None for all."""
+    """Keys per query of each layer of any transformers model; None is all of them."""
     own = getattr(config, "layer_windows", None)
     if own is not None:
         return list(own)
@@ -179,7 +179,7 @@ class LayerOfCache:
         return positions
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append k and v; (k, v, document_ids) for `flex_swat`."""
+        """Append k and v. Returns keys, values and document_ids for `flex_swat`."""
         tokens = k.shape[2]
         offset = self.cache.get_query_offset(self.layer)
         slots, first = self.cache.get_mask_sizes(tokens, self.layer)

@@ -131,7 +131,7 @@ class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
     def _loss(
         self, hidden: Tensor, labels: Tensor | None, shifted: Tensor | None, items: Tensor | int | None
     ) -> Tensor:
-        """The loss through the head module, so that whatever wraps it, such as LoRA or offloading, takes part."""
+        """The loss, with logits from the head module: what wraps it, such as LoRA or offloading, takes part."""
         if shifted is None:
             assert labels is not None
             shifted = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
@@ -145,7 +145,7 @@ class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args: Any
     ) -> None:
-        """A ring, unless the caller chose a cache or will take tokens back, which a ring cannot."""
+        """Prepare a ring, unless the caller chose a cache or will take tokens back, which a ring cannot."""
         chosen = model_kwargs.get("cache") is not None or generation_config.cache_implementation is not None
         takes_back = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
         if chosen or takes_back or generation_config.use_cache is False:
@@ -155,8 +155,7 @@ class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
-        """The padding mask as it is, where transformers would make one of four dimensions: each layer reads its own
-        part of it."""
+        """Return the padding mask as it is, for the layers to read, instead of a four-dimensional one."""
         return attention_mask
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -61,7 +61,7 @@ class SwatLayer(GradientCheckpointingLayer, SwatBlock):
 
 
 class SwatPreTrainedModel(PreTrainedModel):
-    """What every SWAT model for transformers shares: its configuration, and how weights are drawn and loaded."""
+    """Base of the SWAT models for transformers: configuration, drawing, loading and saving of weights."""
 
     config_class = SwatModelConfig
     base_model_prefix = "model"
@@ -201,7 +201,7 @@ class SwatModel(SwatPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
     def _caches(self, cache: Cache, attention_mask: Tensor | None, x: Tensor) -> Sequence[RingCache | KeyValueCache]:
-        """What each layer reads: its ring, or an adapter of what the cache keeps."""
+        """The cache of each layer: its ring, or an adapter of what another cache keeps."""
         config = self.config.to_swat()
         found: list[RingCache | KeyValueCache] = []
         for index, window in enumerate(config.windows):
@@ -235,7 +235,7 @@ def _boolean(attention_mask: Tensor | None) -> Tensor | None:
 def _documents(
     document_ids: Tensor | None, lengths: Tensor | None, position_ids: Tensor | None, mask: Tensor | None, x: Tensor
 ) -> Tensor | None:
-    """Document ids by whichever name packing came."""
+    """Document ids of packed rows, however the packing was given."""
     if document_ids is not None:
         return document_ids
     if lengths is not None:

@@ -24,7 +24,7 @@ class KeyValueCache(Protocol):
         """`[tokens]` or `[B, tokens]`: positions of the next tokens, for rope."""
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append, and return `flex_swat`'s k, v and document_ids: the last key is that of the last new token."""
+        """Append k and v. Returns keys, values and document_ids for `flex_swat`; the last key is the last new one."""
 
 
 class SwatAttention(nn.Module):
@@ -62,7 +62,7 @@ class SwatAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights N(0, init_std²), the output's divided by √(2·layers); norms 1; slopes and bias as configured."""
+        """Draw weights from N(0, init_std²), the output's divided by √(2·layers); reset norms, slopes and bias."""
         std = self.config.init_std
         for linear in (self.query, self.key, self.value):
             nn.init.normal_(linear.weight, std=std)
@@ -154,7 +154,11 @@ class SwatAttention(nn.Module):
     def _attend_cached(
         self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | KeyValueCache, mask: Tensor | None
     ) -> Tensor:
-        """Few tokens of a sigmoid, no padding among several and no gradient wanted: decode; else prefill."""
+        """Attend to the cache and the new tokens, and append these.
+
+        A ring is decoded when the tokens are few and unpadded, the activation is the sigmoid and no gradient is wanted;
+        otherwise it is prefilled.
+        """
         slopes, logit_bias = self._bias(q)
         if not isinstance(cache, RingCache):
             keys, values, ids = cache.update(k, v, mask)

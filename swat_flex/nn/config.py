@@ -121,7 +121,7 @@ class SwatConfig:
         return self.logit_bias
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; `from_dict` turns them back."""
+        """Give the fields as plain values, as JSON has them; `from_dict` turns them back."""
         return dataclasses.asdict(self)
 
     @classmethod

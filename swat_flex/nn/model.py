@@ -34,7 +34,7 @@ class SwiGLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, init_std²), the output's divided by √(2·layers)."""
+        """Draw weights from N(0, init_std²), the output's divided by √(2·layers)."""
         std = self.config.init_std
         nn.init.normal_(self.gate.weight, std=std)
         nn.init.normal_(self.up.weight, std=std)
@@ -198,7 +198,7 @@ class SwatTransformer(nn.Module):
         return normed
 
     def _shard(self, x: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Shard:
-        """What the ranks of `context` hold of these rows; one small all-gather for all layers."""
+        """Ask the ranks of `context` which tokens of the rows they hold: one small all-gather for all layers."""
         from swat_flex.distributed import Shard, shard_lengths  # seconds of import that one process does not need
 
         assert self.context is not None
@@ -264,7 +264,7 @@ class SwatTransformer(nn.Module):
         stream: Callable[[Tensor], None] | None = None,
         prefill: int = 4096,
     ) -> Tensor:
-        """Continue each row, token by token, in constant memory; see `sampling.generate`, which this is."""
+        """Continue each row, token by token, in constant memory. Arguments as `sampling.generate`."""
         return sampling.generate(
             self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask, stop=stop,
             generator=generator, stream=stream, prefill=prefill,

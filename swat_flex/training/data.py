@@ -76,7 +76,7 @@ def read_corpus(folder: Path | None = None, pattern: str = "*") -> Corpus:
 
 
 def _texts(root: Path, pattern: str, skipped: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """(path below root, contents) of every text, in the order of their paths."""
+    """Yield (path below root, contents) of every text, in the order of their paths."""
     paths = [root] if root.is_file() else sorted(root.rglob(pattern), key=lambda path: path.as_posix())
     for path in paths:
         parts = path.relative_to(root).parts or (path.name,)
@@ -96,7 +96,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _split(documents: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
-    """(train, held out)."""
+    """Split documents into those to train on and those held out."""
     if len(documents) == 1:
         (text,) = documents.values()
         cut = max(1, int(len(text) * (1 - HELD_OUT)))
@@ -108,7 +108,7 @@ def _split(documents: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def _share(name: str) -> float:
-    """A number in [0, 1) that the name decides."""
+    """Hash a name to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
