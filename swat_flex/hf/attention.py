@@ -13,7 +13,7 @@ from swat_flex.hf.config import refuse_attentions
 from swat_flex.hf.mask import aligned
 from swat_flex.nn import SwatConfig
 from swat_flex.nn.config import slopes_for
-from swat_flex.positions import document_ids_from_cu_seqlens
+from swat_flex.positions import document_ids_from_cu_seqlens, per_head_dtype
 
 OPTIONS = ("slopes", "slope_schedule", "logit_bias", "activation", "backend")
 REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -69,7 +69,7 @@ def swat_attention(
     slopes = slopes_for(options, query)
     if heads != total:
         share = _share_of_heads(module, heads, total)
-        slopes = options.head_slopes(query.device, torch.promote_types(query.dtype, torch.float32))
+        slopes = options.head_slopes(query.device, per_head_dtype(query))
         slopes = None if slopes is None else slopes[share]
     out = flex_swat(
         query, key, value, window, scale=scaling, document_ids=ids, activation=options.activation, slopes=slopes,

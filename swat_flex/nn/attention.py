@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swat_flex.api import flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
 from swat_flex.nn.config import Slopes, SwatConfig, slopes_for
-from swat_flex.positions import apply_rope, document_ids_from_attention_mask
+from swat_flex.positions import apply_rope, document_ids_from_attention_mask, per_head_dtype
 
 if TYPE_CHECKING:
     from swat_flex.distributed import Shard
@@ -127,7 +127,7 @@ class SwatAttention(nn.Module):
 
     def _bias(self, q: Tensor) -> tuple[Slopes, Tensor | float | None]:
         """(slopes, logit_bias) in the dtype `flex_swat` wants for q, whatever the parameters were cast to."""
-        dtype = torch.promote_types(q.dtype, torch.float32)
+        dtype = per_head_dtype(q)
         slopes = slopes_for(self.config, q) if self.slopes is None else self.slopes.to(dtype)
         if self.logit_bias is None:
             return slopes, self.config.bias_of(self.window)

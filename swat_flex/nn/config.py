@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swat_flex.positions import Schedule, alibi_slopes, outlives_this_call
+from swat_flex.positions import Schedule, alibi_slopes, per_head_dtype
+from swat_flex.tracing import can_cache, is_traced
 
 Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
@@ -143,15 +144,15 @@ def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
     """
     if config.slopes in (None, "balanced", "alibi"):
         return config.slopes  # type: ignore[return-value] # flex_swat knows these names, and keeps their slopes
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    if torch.compiler.is_compiling() or type(q) is not Tensor:  # traced, or a subclass such as a tracer's fake
+    dtype = per_head_dtype(q)
+    if is_traced(q):
         return config.head_slopes(q.device, dtype)
     key = (config.slopes, config.slope_schedule, q.device, dtype)
     made = _made.get(key)
     if made is None:
         made = config.head_slopes(q.device, dtype)
         assert made is not None
-        if outlives_this_call(made) and len(_made) < 256:
+        if can_cache(made) and len(_made) < 256:
             _made[key] = made
     return made
 
