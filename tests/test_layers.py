@@ -27,7 +27,7 @@ ARROWS = {
     "dispatch": {"backends", "operands", "problem", "reference", "tuned"},
     "api": {"dispatch", "operands", "problem", "tuned", "validation"},
     "decode": {"validation", "problem", "backends", "api"},
-    "nn": {"api", "decode", "positions", "distributed"},
+    "nn": {"api", "decode", "positions", "distributed", "tracing"},
     "training": {"nn", "distributed"},
     "distributed": {"api", "validation", "problem", "window", "dispatch"},
     "hf": {"nn", "api", "decode", "positions"},

@@ -19,9 +19,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of its step; a crash at any moment leaves the earlier ones whole.
+    """Write `state` as the checkpoint of its step, then remove all but the newest KEPT.
 
-    Temporary file, fsync, rename, fsync of the folder; only then the oldest go.
+    A crash at any moment leaves the earlier ones whole: a temporary file is written, synchronised and renamed.
 
     Args:
         folder: is made where it is missing.
@@ -50,7 +50,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, every byte checked, tensors on the CPU. A folder stands for its newest.
+    """Read a checkpoint and check every byte; tensors are on the CPU. A folder stands for its newest.
 
     Raises:
         FileNotFoundError: nothing there.
