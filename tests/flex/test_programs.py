@@ -13,7 +13,9 @@ from swat_flex.backends.flex.blocks import BLOCK, _cached, padded_blocks
 from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
-LENGTHS = tuple(range(20, 520, 10))
+LENGTHS = tuple(range(20, 270, 5))
+
+pytestmark = pytest.mark.xdist_group("flex")  # its tests share programs
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,27 +30,27 @@ def compilations():
 
 
 def test_two_hundred_calls_make_few_programs(compilations):
-    """50 lengths in three sizes; a fallback to eager would leave no compiled program behind and miss the budget."""
+    """50 lengths in two sizes; a fallback to eager would leave no compiled program behind and miss the budget."""
     before = programs._compiled.cache_info().currsize
     for length in LENGTHS:
         for window in (5, 64, (7, 9), None):
             q, k, v = qkv(length)
             out = flex_swat(q, k, v, window, backend="flex")
         assert_within_budget(out, exact=exact_swat(q, k, v, None), rough=rough_swat(q, k, v, None))
-    assert compilations() <= 3
-    assert programs._compiled.cache_info().currsize - before <= 3
+    assert compilations() <= 2
+    assert programs._compiled.cache_info().currsize - before <= 2
     assert counters["graph_break"] == {}
 
 
 def test_fifty_lengths_in_a_callers_compile_make_two_graphs(compilations):
-    for length in (100, 200, 500):  # the programs themselves
+    for length in (100, 200):  # the programs themselves
         flex_swat(*qkv(length), 50, backend="flex")
     inside = compilations()
     compiled = torch.compile(lambda q, k, v: flex_swat(q, k, v, 50, backend="flex"), fullgraph=True)
     for length in LENGTHS:
         q, k, v = qkv(length)
         assert torch.equal(compiled(q, k, v), flex_swat(q, k, v, 50, backend="flex"))
-    assert compilations() - inside <= 2 + 3  # the three programs once more, for other dispatch keys
+    assert compilations() - inside <= 2 + 2  # the two programs once more, for other dispatch keys
 
 
 def test_modes_share_a_program_and_leave_nothing_behind(compilations):
@@ -92,7 +94,7 @@ def test_fake_tensors_are_not_computed():
 
 def test_the_operator_follows_the_rules_of_torch_library():
     q, k, v = qkv(60)
-    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 0.3, False)
+    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, False)
     torch.library.opcheck(torch.ops.swat_flex.flex.default, arguments)
 
 
@@ -191,12 +193,12 @@ def test_the_mark_of_a_constant_result_is_still_torchs():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e4])
 @pytest.mark.parametrize("window", [10, 100, (3, 2)], ids=str)
 def test_an_unseen_key_changes_no_bit(window, value):
-    q, k, v = qkv(300)
+    q, k, v = qkv(200)
     clean = flex_swat(q, k, v, window, backend="flex")
     k = k.clone()
-    k[:, :, 150] = value
+    k[:, :, 100] = value
     out = flex_swat(q, k, v, window, backend="flex")
     left, right = window if isinstance(window, tuple) else (window - 1, 0)
-    i = torch.arange(300)
-    unseen = (i - 150 > left) | (150 - i > right)
+    i = torch.arange(200)
+    unseen = (i - 100 > left) | (100 - i > right)
     assert torch.equal(out[:, :, unseen], clean[:, :, unseen])
