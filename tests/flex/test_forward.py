@@ -172,7 +172,7 @@ def test_weights_of_far_tails_keep_their_relative_error():
 
 
 def test_cases_of_one_family_and_number_of_tiles_share_a_program(monkeypatch):
-    """What a call compiles for, of every case above."""
+    """What a call compiles for, of every case above; where nothing is padded the layout of q enters, too."""
     keys, sizes = set(), set()
 
     def compiled(*key):
@@ -185,4 +185,5 @@ def test_cases_of_one_family_and_number_of_tiles_share_a_program(monkeypatch):
         arguments, options = call(*case.values)
         flex_swat(*arguments, backend="flex", **options)
         sizes.add((family, padded_tiles(q_len, per_doubling=1), padded_tiles(kv_len, per_doubling=1)))
-    assert len(keys) == len(sizes) == 16
+    assert len(sizes) == 16
+    assert len(keys) <= 20

@@ -13,7 +13,7 @@ from swat_flex.backends.flex.blocks import BLOCK, _cached, padded_blocks
 from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
-LENGTHS = tuple(range(20, 270, 5))
+LENGTHS = tuple(range(8, 258, 5))
 
 pytestmark = pytest.mark.xdist_group("flex")  # its tests share programs
 
