@@ -30,7 +30,7 @@ except ImportError:  # the extra `fuzz`; the tests that need it are skipped
     pass
 else:
     _SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-    settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_SHARED)
+    settings.register_profile("ci", max_examples=25, derandomize=True, database=None, **_SHARED)
     settings.register_profile("night", max_examples=20_000, **_SHARED)
     settings.load_profile("ci")
 
