@@ -2,6 +2,7 @@
 
 from swat_flex.inspection.assembly import Instruction, parse_amdgcn, parse_sass
 from swat_flex.inspection.bound import Prediction, predict
+from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
 from swat_flex.inspection.kernel import Inspection, compile_for, inspect_kernel
 from swat_flex.inspection.loops import Loop, inner_loops
 from swat_flex.inspection.occupancy import Occupancy, Resources, occupancy
@@ -10,8 +11,10 @@ from swat_flex.inspection.registers import undefined_registers
 from swat_flex.inspection.targets import GPUS, TARGETS, Gpu, Rates, Target, gpu_named, target_named
 
 __all__ = [
+    "EXECUTABLE",
     "GPUS",
     "TARGETS",
+    "Execution",
     "Gpu",
     "Inspection",
     "Instruction",
@@ -23,6 +26,8 @@ __all__ = [
     "Resources",
     "Target",
     "compile_for",
+    "compile_launch",
+    "execute",
     "gpu_named",
     "inner_loops",
     "inspect_kernel",
