@@ -17,7 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx import Global, Machine
 
-EXECUTABLE = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
+# What can be executed, and the bytes of shared memory that a block may have there (CUDA C++ Programming Guide).
+EXECUTABLE = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_120": 101376}
 _SWIZZLES = (0, 32, 64, 128)  # bytes, by Triton's number
 
 
@@ -75,7 +76,7 @@ def execute(
         kernel = compile_launch(kernel, target, arguments, **options)
     elif options:
         raise ValueError(f"options: expected none for a compiled kernel, got {', '.join(options)}")
-    _check_compiled(kernel, target)
+    check_compiled(kernel, target)
     program = parse(kernel.asm["ptx"])
     memory, values = Global(), list(_runtime_values(kernel, arguments))
     tensors = _Tensors(memory)
@@ -132,12 +133,17 @@ def _pretending(capability: int) -> Iterator[None]:
         driver._active = before
 
 
-def _check_compiled(kernel: Any, target: str) -> None:
+def check_compiled(kernel: Any, target: str) -> None:
+    """Raise ValueError if a compiled kernel is for something else, or would not fit there."""
     found = kernel.metadata.target
     if "ptx" not in kernel.asm or f"sm_{found.arch}" != target:
         raise ValueError(f"kernel: expected to be compiled for {target}, got {found.backend} {found.arch}")
     if getattr(kernel.metadata, "num_ctas", 1) != 1 or getattr(kernel.metadata, "global_scratch_size", 0):
         raise ValueError("kernel: expected no clusters and no global scratch memory, which are not modelled")
+    if kernel.metadata.shared > EXECUTABLE[target]:
+        raise ValueError(
+            f"kernel: expected at most {EXECUTABLE[target]} bytes of shared memory, got {kernel.metadata.shared}"
+        )
 
 
 def _runtime_values(kernel: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

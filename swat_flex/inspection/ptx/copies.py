@@ -34,12 +34,16 @@ class _Copy:
 
 @dataclass(slots=True)
 class _Barrier:
-    """An mbarrier: arrivals and bytes that its phase still waits for, and the copies that bring the bytes."""
+    """An mbarrier: arrivals and bytes that its phase still waits for, and the copies that bring the bytes.
+
+    The first thread that asks is told to ask again, as may happen on a GPU: a program that asks once is found out.
+    """
 
     expected: int
     pending: int
     bytes: int = 0
     phase: int = 0
+    asked: bool = False
     copies: list[tuple[Array, Array, Array]] = field(default_factory=list)
 
 
@@ -103,14 +107,20 @@ class Copies:
         self.machine.shared.announce(pieces, 16, lanes)
         self.barrier(lane, barrier).copies.append((pieces, values.reshape(-1, 16), lanes))
 
-    def poll(self, lane: int, address: int, parity: int) -> bool:
-        """Whether the phase of that parity is over; its bytes land now if they can."""
+    def poll(self, lane: int, address: int, parity: int) -> bool | None:
+        """Whether the phase of that parity is over, its bytes landing now if they can; None if only others can end it."""
         found = self.barrier(lane, address)
-        if found.pending == 0 and sum(values.size for _, values, _ in found.copies) == found.bytes:
+        if found.phase == parity:
+            if found.pending or sum(values.size for _, values, _ in found.copies) != found.bytes:
+                return None
+            if not found.asked:
+                found.asked = True
+                return False
             for pieces, values, lanes in found.copies:
                 self.machine.shared.land(pieces, values, lanes, fence=False)
             found.copies, found.bytes, found.pending, found.phase = [], 0, found.expected, found.phase ^ 1
-        return found.phase != parity & 1
+            found.asked = False
+        return True
 
 
 def swizzled(address: Array, row: int) -> Array:
@@ -260,8 +270,9 @@ def _try_wait(site: Site) -> Step:
         keys = machine.block_of[lanes] << 33 | address << 1 | (parity[lanes] & 1)
         for key in np.unique(keys):
             of = lanes[keys == key]
-            ready[of] = machine.copies.poll(int(of[0]), int(key >> 1) & 0xFFFFFFFF, int(key) & 1)
-        machine.stalled = not ready[lanes].all()
+            answer = machine.copies.poll(int(of[0]), int(key >> 1) & 0xFFFFFFFF, int(key) & 1)
+            ready[of] = bool(answer)
+            machine.stalled |= answer is None
         write(ready, m)
 
     return run

@@ -82,7 +82,7 @@ class Products:
     def reading(self, groups: Array, chunks: Array | None, registers: list[Array] | None = None) -> None:
         """Note what a product reads until its group is waited for."""
         kept = None
-        if registers is not None:
+        if registers:
             kept = registers, np.stack([x[_lanes(groups)] for x in registers])
         if chunks is not None:
             np.add.at(self.machine.shared.busy, chunks, 1)
@@ -202,6 +202,8 @@ def _product(site: Site) -> Step:
     if len(targets) != n // 2:
         raise Fault(f"expects {n // 2} sums")
     registers = [site.source(x, "b32") for x in site.vector(site.operands[1])] if in_registers else None
+    # A register that is an operand and a sum changes, as it must; the compiler gives the operand a copy.
+    kept = [r for r, x in zip(registers or (), site.vector(site.operands[1]), strict=False) if x not in names]
     left = None if in_registers else site.source(site.operands[1], "b64")
     right, adds = site.source(site.operands[2], "b64"), site.source(site.operands[3], "pred")
     rest = [int(x) for x in site.operands[4:]]
@@ -223,8 +225,7 @@ def _product(site: Site) -> Step:
         scale = adds.reshape(-1, GROUP)[groups]
         if (scale != scale.flat[0]).any():
             raise Fault("scale-d differs between threads", lane=int(groups[0]) * GROUP)
-        # Before the sums are: sums may lie in the registers of an operand.
-        machine.products.reading(groups, chunks, registers)
+        machine.products.reading(groups, chunks, kept)
         machine.products.reading(groups, other)
         machine.products.start(targets, groups, np.matmul(x, halves(b, kind).transpose(0, 2, 1)), bool(scale.flat[0]))
 

@@ -1,0 +1,74 @@
+"""Launches of Triton kernels carried out by `execute` instead of a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from swat_flex.backends.triton import op
+from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
+
+
+@contextmanager
+def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
+    """Run every `kernel[grid](…)` with `execute`, on tensors of the CPU; give the list of what ran, by kernel's name.
+
+    A kernel that needs more shared memory than the target has raises Triton's OutOfResources, as a launch would.
+
+    Args:
+        target: as in `execute`.
+    """
+    import triton
+    from triton.runtime.errors import OutOfResources
+
+    launch, ran = triton.JITFunction.run, list[tuple[str, Execution]]()
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> Any:
+        if warmup:
+            return launch(self, *args, grid=grid, warmup=warmup, **more)
+        arguments = dict(zip(self.arg_names, args, strict=False))
+        arguments |= {name: more.pop(name) for name in self.arg_names if name in more}
+        kernel = compile_launch(self, target, arguments, **more)
+        if kernel.metadata.shared > EXECUTABLE[target]:
+            raise OutOfResources(kernel.metadata.shared, EXECUTABLE[target], "shared memory")
+        grid = grid(arguments) if callable(grid) else grid
+        ran.append((self.__name__, execute(kernel, target, grid, arguments)))
+        return kernel
+
+    with mock.patch.object(triton.JITFunction, "run", run):
+        yield ran
+
+
+@contextmanager
+def emulated(target: str) -> Iterator[list[tuple[str, Execution]]]:
+    """`launches_executed` for backend `triton`, which takes the CPU's tensors as if they lay on that target.
+
+    Args:
+        target: as in `execute`.
+
+    Raises:
+        ValueError: a target that cannot be executed.
+    """
+    from swat_flex.backends.triton import sigmoid
+
+    if target not in EXECUTABLE:
+        raise ValueError(f"target: expected one of {', '.join(EXECUTABLE)}, got {target!r}")
+    supports = op.supports
+
+    def kind(q: torch.Tensor, activation: str) -> Any:
+        if activation == "tanh-sigmoid":
+            return sigmoid.TANH
+        return sigmoid.PLAIN if q.dtype == torch.float32 else sigmoid.FAST
+
+    with (
+        mock.patch.object(op, "_target", return_value=target),
+        mock.patch.object(op, "_kind", kind),
+        mock.patch.object(op, "supports", lambda problem: supports(dataclasses.replace(problem, device_type="cuda"))),
+        launches_executed(target) as ran,
+    ):
+        yield ran
