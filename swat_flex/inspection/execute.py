@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from swat_flex.inspection.registers import undefined_registers
+
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx import Global, Machine
 
@@ -28,17 +30,16 @@ class Execution:
 
     Attributes:
         writes: how often each element of each tensor among the arguments was written, uint8, in the tensor's shape;
-            parts of an element that differ count as 0.
-        undefined: registers that some instruction reads and none writes, each with that instruction.
-        ran: instructions of the text that ran at least once; `of`: all of them.
-        missed: places ("file.py:61") whose instructions never ran, as far as the text names them.
+            the tensors of a tuple are "name.0", "name.1", …; parts of an element that differ count as 0.
+        undefined: registers that some instruction reads and none writes; they begin as NaN.
+        instructions: how many the text has.
+        missed: line of each instruction in the text that never ran, and its place in the source ("file.py:61") or "".
     """
 
     writes: Mapping[str, Tensor]
-    undefined: Mapping[str, str]
-    ran: int
-    of: int
-    missed: tuple[str, ...]
+    undefined: tuple[str, ...]
+    instructions: int
+    missed: Mapping[int, str]
 
 
 def execute(
@@ -70,7 +71,7 @@ def execute(
         raise RuntimeError(
             f'numpy: expected to be installed to execute a kernel: pip install "swat_flex[emulate]", got {error}'
         ) from error
-    from swat_flex.inspection.ptx import Global, Machine, parse, undefined
+    from swat_flex.inspection.ptx import Global, Machine, parse
 
     if not hasattr(kernel, "asm"):
         kernel = compile_launch(kernel, target, arguments, **options)
@@ -85,9 +86,13 @@ def execute(
     machine = Machine(program, kernel.metadata.shared, memory, grid)
     _pass(machine, tensors, values, iter(kernel.metadata.tensordesc_meta or ()))
     machine.run()
-    found = {name: f"line {i.line}: {i.text}" for name, i in undefined(program).items()}
-    ran, of, missed = _coverage(machine)
-    return Execution(tensors.writes(), found, ran, of, missed)
+    skipped = [b for at, b in enumerate(program.blocks) if at not in machine.ran]
+    return Execution(
+        writes=tensors.writes(),
+        undefined=undefined_registers(kernel.asm["ptx"]),
+        instructions=sum(len(block.instructions) for block in program.blocks),
+        missed={i.line: i.source or "" for block in skipped for i in block.instructions},
+    )
 
 
 def compile_launch(kernel: Any, target: str, arguments: Mapping[str, Any], **options: Any) -> Any:
@@ -160,8 +165,8 @@ def _flattened(name: str, kind: Any, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(kind, tuple):
         if not isinstance(value, tuple) or len(value) != len(kind):
             raise ValueError(f"arguments: expected {len(kind)} values for {name}, got {value!r}")
-        for part, of in zip(value, kind, strict=True):
-            yield from _flattened(name, of, part)
+        for number, (part, of) in enumerate(zip(value, kind, strict=True)):
+            yield from _flattened(f"{name}.{number}", of, part)
     elif kind != "constexpr":
         yield name, value
 
@@ -241,10 +246,3 @@ def _pass(machine: Machine, tensors: _Tensors, values: list[tuple[str, Any]], de
         raise ValueError(f"arguments: expected {len(machine.program.parameters)} values, got {len(passed)}")
     for parameter, value in zip(machine.program.parameters, [*passed, *[0] * missing], strict=True):
         machine.give(parameter, value)
-
-
-def _coverage(machine: Machine) -> tuple[int, int, tuple[str, ...]]:
-    sizes = [len(block.instructions) for block in machine.program.blocks]
-    left = [block for at, block in enumerate(machine.program.blocks) if at not in machine.ran]
-    missed = dict.fromkeys(i.source for block in left for i in block.instructions if i.source)
-    return sum(sizes[at] for at in machine.ran), sum(sizes), tuple(missed)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import torch
-
-from swat_flex.backends.triton import op
+from swat_flex.backends import triton
+from swat_flex.backends.triton import decode_op, op
 from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
 
 
@@ -23,10 +22,10 @@ def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
     Args:
         target: as in `execute`.
     """
-    import triton
+    from triton import JITFunction
     from triton.runtime.errors import OutOfResources
 
-    launch, ran = triton.JITFunction.run, list[tuple[str, Execution]]()
+    launch, ran = JITFunction.run, list[tuple[str, Execution]]()
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> Any:
         if warmup:
@@ -40,7 +39,7 @@ def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
         ran.append((self.__name__, execute(kernel, target, grid, arguments)))
         return kernel
 
-    with mock.patch.object(triton.JITFunction, "run", run):
+    with mock.patch.object(JITFunction, "run", run):
         yield ran
 
 
@@ -54,21 +53,15 @@ def emulated(target: str) -> Iterator[list[tuple[str, Execution]]]:
     Raises:
         ValueError: a target that cannot be executed.
     """
-    from swat_flex.backends.triton import sigmoid
-
     if target not in EXECUTABLE:
         raise ValueError(f"target: expected one of {', '.join(EXECUTABLE)}, got {target!r}")
-    supports = op.supports
-
-    def kind(q: torch.Tensor, activation: str) -> Any:
-        if activation == "tanh-sigmoid":
-            return sigmoid.TANH
-        return sigmoid.PLAIN if q.dtype == torch.float32 else sigmoid.FAST
-
+    supports = triton.supports
     with (
-        mock.patch.object(op, "_target", return_value=target),
-        mock.patch.object(op, "_kind", kind),
-        mock.patch.object(op, "supports", lambda problem: supports(dataclasses.replace(problem, device_type="cuda"))),
+        mock.patch.object(op, "target_of", return_value=target),
+        mock.patch.object(decode_op, "target_of", return_value=target),
+        mock.patch.object(
+            triton, "supports", lambda problem: supports(dataclasses.replace(problem, device_type="cuda"))
+        ),
         launches_executed(target) as ran,
     ):
         yield ran

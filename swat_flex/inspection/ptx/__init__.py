@@ -4,6 +4,5 @@ from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.machine import Machine
 from swat_flex.inspection.ptx.memory import Global, TensorMap
 from swat_flex.inspection.ptx.parser import Instruction, Program, parse
-from swat_flex.inspection.ptx.registers import undefined
 
-__all__ = ["Fault", "Global", "Instruction", "Machine", "Program", "TensorMap", "parse", "undefined"]
+__all__ = ["Fault", "Global", "Instruction", "Machine", "Program", "TensorMap", "parse"]

@@ -7,7 +7,7 @@ pytest.importorskip("numpy")
 
 from handwritten import execute, words
 
-from swat_flex.inspection.ptx import Fault, parse, undefined
+from swat_flex.inspection.ptx import Fault
 
 X = words(2)
 THREAD = np.arange(64)
@@ -105,9 +105,3 @@ def test_a_fault_names_instruction_thread_address_and_source():
     assert fault.address & 0xFFFFFFFF == 70 * 4 + 4096
     assert "out of bounds of x, byte 4376 of 512" in str(fault)
     assert "@%p1 ld.global.b32" in str(fault)
-
-
-def test_registers_that_nothing_writes():
-    text = """.entry k() .reqntid 32 { .reg .b32 %r<5>; .reg .pred %p<3>; mov.b32 %r1, 0; @%p1 add.s32 %r2, %r1, %r3;
-    { .reg .b32 a; add.s32 %r4, a, %r2; } setp.eq.s32 %p2, %r4, 1; @%p2 ret; }"""
-    assert set(undefined(parse(text))) == {"%r3", "a@1", "%p1"}
