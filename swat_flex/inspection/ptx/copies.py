@@ -205,14 +205,16 @@ def _mbarrier(site: Site) -> Step:
     return {"init": _initialise, "inval": _invalidate, "arrive": _arrive, "try_wait": _try_wait}[what](site)
 
 
-def _each(site: Site, at: Callable[[Array | None], Array], act: Callable[[int, int], None]) -> Step:
-    """Do something for each lane that runs, at its address."""
+def _each(
+    site: Site, at: Callable[[Array | None], Array], act: Callable[[int, int], None], *, changes: bool = True
+) -> Step:
+    """Do something for each lane that runs, at its address; `changes` if it makes or ends the mbarrier."""
     machine = site.machine
 
     def run(m: Mask) -> None:
         lanes = machine.lanes_of(m)
         address = at(lanes)
-        machine.shared.pieces(address, 8, lanes)
+        machine.shared.use_barrier(address, lanes, changes=changes)
         for lane, place in zip(lanes.tolist(), address.tolist(), strict=True):
             act(lane, place)
 
@@ -255,7 +257,7 @@ def _arrive(site: Site) -> Step:
         if found.pending < 0:
             raise Fault("arrives more often than the mbarrier expects", lane=lane, address=address)
 
-    return _each(site, site.address(site.operands[1]), act)
+    return _each(site, site.address(site.operands[1]), act, changes=False)
 
 
 def _try_wait(site: Site) -> Step:
@@ -266,7 +268,7 @@ def _try_wait(site: Site) -> Step:
     def run(m: Mask) -> None:
         lanes = machine.lanes_of(m)
         address, ready = at(lanes), np.zeros(machine.lanes, np.bool_)
-        machine.shared.pieces(address, 8, lanes)
+        machine.shared.use_barrier(address, lanes, changes=False)
         keys = machine.block_of[lanes] << 33 | address << 1 | (parity[lanes] & 1)
         for key in np.unique(keys):
             of = lanes[keys == key]

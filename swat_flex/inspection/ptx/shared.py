@@ -140,6 +140,20 @@ class Shared:
         else:
             self.written[words] = 0
 
+    def use_barrier(self, address: Array, lanes: Array, *, changes: bool) -> None:
+        """Note that lanes use an mbarrier; `changes` where they make or end it, which nobody may do beside its users."""
+        pieces = self.pieces(address, 8, lanes)
+        words, mine = self._words(pieces, 8), self.stamp(lanes)[:, None]
+        if changes:
+            self.claim(pieces, 8, lanes)
+            self.writer[words] = mine
+            return
+        other = self.writer[words]
+        raced = (other >> 6 == mine >> 6) & (other != mine)
+        self._refuse(raced, "race: uses an mbarrier that another warp made or ended since the last barrier, a word",
+                     pieces, 8, lanes)  # fmt: skip
+        self.mark_read(words, mine)
+
     def fence(self, lanes: Array) -> None:
         """Make what these lanes' warps wrote visible to the asynchronous proxy."""
         self.fenced[np.unique(lanes // 32)] = self.clock
