@@ -33,7 +33,7 @@ ARROWS = {
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
-    "testing": {"api", "problem", "reference", "validation", "window"},
+    "testing": {"api", "problem", "reference", "validation", "window", "inspection"},
     "tuning": {
         *(
             "api",

@@ -4,7 +4,7 @@ from swat_flex.inspection.assembly import Instruction, parse_amdgcn, parse_sass
 from swat_flex.inspection.bound import Prediction, predict
 from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
 from swat_flex.inspection.kernel import Inspection, compile_for, inspect_kernel
-from swat_flex.inspection.launches import emulated, launches_executed
+from swat_flex.inspection.launches import Launched, emulated, launches_executed
 from swat_flex.inspection.loops import Loop, inner_loops
 from swat_flex.inspection.occupancy import Occupancy, Resources, occupancy
 from swat_flex.inspection.own import OwnKernel, own_kernels
@@ -19,6 +19,7 @@ __all__ = [
     "Gpu",
     "Inspection",
     "Instruction",
+    "Launched",
     "Loop",
     "Occupancy",
     "OwnKernel",

@@ -202,7 +202,7 @@ class _Tensors:
             self.memory.add(" or ".join(sharing), data, None if members.all() else members.numpy())
             self.regions[storage.data_ptr()] = len(self.memory.regions) - 1
         number = self.regions[storage.data_ptr()]
-        return self.memory.address_of(number) + x.storage_offset() * x.element_size()
+        return self.memory.address_of(number) + int(x.storage_offset()) * x.element_size()
 
     def writes(self) -> dict[str, Tensor]:
         found = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -13,9 +14,23 @@ from swat_flex.backends.triton import decode_op, op
 from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A launch that was carried out: the compiled kernel, its grid and arguments by name, and what the run showed."""
+
+    kernel: Any
+    grid: Sequence[int]
+    arguments: Mapping[str, Any]
+    execution: Execution
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.metadata.name)
+
+
 @contextmanager
-def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
-    """Run every `kernel[grid](…)` with `execute`, on tensors of the CPU; give the list of what ran, by kernel's name.
+def launches_executed(target: str) -> Iterator[list[Launched]]:
+    """Run every `kernel[grid](…)` with `execute`, on tensors of the CPU; give the list of what was launched.
 
     A kernel that needs more shared memory than the target has raises Triton's OutOfResources, as a launch would.
 
@@ -25,7 +40,7 @@ def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
     from triton import JITFunction
     from triton.runtime.errors import OutOfResources
 
-    launch, ran = JITFunction.run, list[tuple[str, Execution]]()
+    launch, ran = JITFunction.run, list[Launched]()
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> Any:
         if warmup:
@@ -36,7 +51,7 @@ def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
         if kernel.metadata.shared > EXECUTABLE[target]:
             raise OutOfResources(kernel.metadata.shared, EXECUTABLE[target], "shared memory")
         grid = grid(arguments) if callable(grid) else grid
-        ran.append((self.__name__, execute(kernel, target, grid, arguments)))
+        ran.append(Launched(kernel, grid, arguments, execute(kernel, target, grid, arguments)))
         return kernel
 
     with mock.patch.object(JITFunction, "run", run):
@@ -44,7 +59,7 @@ def launches_executed(target: str) -> Iterator[list[tuple[str, Execution]]]:
 
 
 @contextmanager
-def emulated(target: str) -> Iterator[list[tuple[str, Execution]]]:
+def emulated(target: str) -> Iterator[list[Launched]]:
     """`launches_executed` for backend `triton`, which takes the CPU's tensors as if they lay on that target.
 
     Args:

@@ -73,7 +73,7 @@ class Call:
         return call.apply(naive_swat, {name: x.double() for name, x in self.inputs().items()})
 
     def execute(self, target, inputs=None):
-        """(results, executions by kernel) of the compiled kernels, whose outputs start as NaN."""
+        """(results, launches by kernel) of the compiled kernels, whose outputs start as NaN."""
         torch.utils.deterministic.fill_uninitialized_memory = True
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
@@ -82,7 +82,7 @@ class Call:
                 found = self.apply(flex_swat, self.inputs() if inputs is None else inputs, backend="triton")
         finally:
             torch.use_deterministic_algorithms(before)
-        return found, dict(ran)
+        return found, {launched.name: launched for launched in ran}
 
 
 def relative(found, exact):
@@ -106,10 +106,10 @@ def assert_near(found, exact, dtype):
 WRITTEN = {"forward_kernel": ["out"], "query_gradient_kernel": ["dq"], "key_gradients_kernel": ["dk", "dv"]}
 
 
-def assert_written_once(executions):
+def assert_written_once(launches):
     """Hold every element of every output to one write, and every input to none."""
-    for kernel, execution in executions.items():
-        for name, writes in execution.writes.items():
+    for kernel, launched in launches.items():
+        for name, writes in launched.execution.writes.items():
             if name != "partial":
                 assert (writes == (name in WRITTEN[kernel])).all(), (kernel, name)
-        assert not execution.undefined
+        assert not launched.execution.undefined

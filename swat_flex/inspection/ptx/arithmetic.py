@@ -180,7 +180,7 @@ def _divide(site: Site) -> Step:
 def _quotient(a: Array, b: Array) -> Array:
     """a / b towards 0; all bits set where b is 0, as the hardware does."""
     safe = np.where(b == 0, b.dtype.type(1), b)
-    q = np.floor_divide(a, safe)
+    q: Array = np.floor_divide(a, safe)
     q = q + ((np.remainder(a, safe) != 0) & ((a < 0) != (b < 0))).astype(q.dtype)
     return np.where(b == 0, ~b.dtype.type(0), q)
 

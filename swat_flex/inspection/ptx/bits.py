@@ -218,11 +218,13 @@ def _count(function: Callable[[Array], Array]) -> Callable[[Site], Step]:
 
 
 def _leading_zeros(x: Array) -> Array:
-    return np.where(x == 0, 32, 31 - np.floor(np.log2(np.maximum(x, 1).astype(np.float64)))).astype(np.uint32)
+    highest = np.floor(np.log2(np.maximum(x, 1).astype(np.float64)))
+    return np.where(x == 0, 32, 31 - highest).astype(np.uint32)
 
 
 def _ones(x: Array) -> Array:
-    return np.unpackbits(x.view(np.uint8).reshape(len(x), 4), axis=1).sum(1).astype(np.uint32)
+    ones: Array = np.unpackbits(x.view(np.uint8).reshape(len(x), 4), axis=1).sum(1).astype(np.uint32)
+    return ones
 
 
 BUILDERS: dict[str, Callable[[Site], Step]] = {

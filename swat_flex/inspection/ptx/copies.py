@@ -125,7 +125,8 @@ class Copies:
 
 def swizzled(address: Array, row: int) -> Array:
     """Permute the 16-byte pieces of rows of 32, 64 or 128 bytes by the number of the row; 0 leaves them."""
-    return address ^ ((address >> 3) & {0: 0, 32: 0x10, 64: 0x30, 128: 0x70}[row])
+    moved: Array = address ^ ((address >> 3) & {0: 0, 32: 0x10, 64: 0x30, 128: 0x70}[row])
+    return moved
 
 
 def _copy(site: Site) -> Step:

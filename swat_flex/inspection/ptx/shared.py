@@ -45,7 +45,8 @@ class Shared:
 
     def stamp(self, lanes: Array) -> Array:
         """What the lanes' accesses are marked with."""
-        return (self.epoch[self.machine.block_of[lanes]] << 6) | self.machine.warp_of[lanes]
+        stamps: Array = (self.epoch[self.machine.block_of[lanes]] << 6) | self.machine.warp_of[lanes]
+        return stamps
 
     def pieces(self, address: Array, size: int, lanes: Array) -> Array:
         """Return the numbers of the pieces of `size` bytes at the addresses, after checking them."""
@@ -55,7 +56,8 @@ class Shared:
             at = int(wrong.argmax())
             what = f"misaligned access of {size} bytes to" if offset[at] & (size - 1) else "out of bounds of"
             raise Fault(f"{what} shared memory ({self.limit} bytes)", lane=int(lanes[at]), address=int(address[at]))
-        return (offset + self.machine.block_of[lanes] * self.room) // size
+        numbers: Array = (offset + self.machine.block_of[lanes] * self.room) // size
+        return numbers
 
     def _words(self, pieces: Array, size: int) -> Array:
         """Return the words of pieces, `[n, words]`."""
@@ -141,7 +143,7 @@ class Shared:
             self.written[words] = 0
 
     def use_barrier(self, address: Array, lanes: Array, *, changes: bool) -> None:
-        """Note that lanes use an mbarrier; `changes` where they make or end it, which nobody may do beside its users."""
+        """Note that lanes use an mbarrier, or make or end it (`changes`), which nobody may do beside its users."""
         pieces = self.pieces(address, 8, lanes)
         words, mine = self._words(pieces, 8), self.stamp(lanes)[:, None]
         if changes:

@@ -63,12 +63,11 @@ def _vote(site: Site) -> Step:
     def run(m: Mask) -> None:
         machine.warps_of(m)
         true, _ = _by_warp(p(), m)
-        value = {
-            "ballot": lambda: (true * _POWERS).sum(1).astype(np.uint32),
-            "any": lambda: true.any(1),
-            "all": lambda: true.all(1),
-            "uni": lambda: true.all(1) | ~true.any(1),
-        }[mode]()
+        if mode == "ballot":
+            value = (true * _POWERS).sum(1).astype(np.uint32)
+        else:
+            some, whole = true.any(1), true.all(1)
+            value = {"any": some, "all": whole, "uni": whole | ~some}[mode]
         write(np.repeat(value, 32), m)
 
     return run
