@@ -87,6 +87,7 @@ class Call:
 
 def relative(found, exact):
     """Error of a tensor, and of its worst row, which may be small: rows are held to the largest tenth of all."""
+    exact = exact.detach()
     error = found.double() - exact
     norms = exact.norm(dim=-1)
     rows = error.norm(dim=-1) / norms.clamp_min(norms.max() / 10)
