@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import torch
+
 from swat_flex.backends import triton
 from swat_flex.backends.triton import decode_op, op
 from swat_flex.inspection.execute import EXECUTABLE, Execution, compile_launch, execute
@@ -75,7 +77,7 @@ def emulated(target: str) -> Iterator[list[Launched]]:
         mock.patch.object(op, "target_of", return_value=target),
         mock.patch.object(decode_op, "target_of", return_value=target),
         mock.patch.object(
-            triton, "supports", lambda problem: supports(dataclasses.replace(problem, device_type="cuda"))
+            triton, "supports", lambda problem: supports(dataclasses.replace(problem, device=torch.device("cuda")))
         ),
         launches_executed(target) as ran,
     ):

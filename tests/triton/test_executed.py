@@ -11,7 +11,7 @@ pytest.importorskip("numpy")
 
 from executed import Call, assert_near, assert_written_once
 
-from swat_flex import winners
+from swat_flex import tuned
 from swat_flex.backends.triton.config import TritonConfig
 
 FOLDED = {"length": 450, "window": 128}  # the window's edges share tiles of weights
@@ -81,6 +81,6 @@ CONFIGURATIONS = [
 def test_tensor_memory_accelerators_and_pairs(kernel, config):
     from swat_flex.backends.triton.op import TUNABLES
 
-    with winners.using({TUNABLES[kernel].name: config}):
+    with tuned.using({TUNABLES[kernel].name: config}):
         executions = hold(Call(length=200, window=150), "sm_90")
     assert len(executions) == 3

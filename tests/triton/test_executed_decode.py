@@ -10,7 +10,7 @@ pytest.importorskip("numpy")
 
 from executed import LIMITS, relative
 
-from swat_flex import winners
+from swat_flex import tuned
 from swat_flex.backends.triton import decode_op
 from swat_flex.inspection import emulated
 
@@ -64,7 +64,7 @@ def test_a_step_computes_the_definition(target, tokens, head_dim, heads, slots, 
     rows = decode_op.row_tile(q_heads // kv_heads * tokens)
     default = decode_op.decode_configurations(rows, max(64, head_dim), 2)[0]
     config = dataclasses.replace(default, splits=splits)
-    with winners.using({decode_op.DECODE.name: config}), emulated(target) as ran:
+    with tuned.using({decode_op.DECODE.name: config}), emulated(target) as ran:
         out = decode_op.decode(q, keys, values, torch.tensor(counts), slopes, bias, window, head_dim**-0.5)
     whole, row = relative(out, definition(q, keys, values, counts, slopes, bias, window))
     print(f"relative error {whole:.2e}, worst row {row:.2e}")

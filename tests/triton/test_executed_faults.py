@@ -15,7 +15,7 @@ pytest.importorskip("numpy")
 
 from executed import Call, relative
 
-from swat_flex import winners
+from swat_flex import tuned
 from swat_flex.backends.triton import op
 from swat_flex.backends.triton.config import TritonConfig
 from swat_flex.inspection import execute
@@ -31,7 +31,7 @@ BOUND = 3.9e-3  # half a unit of bfloat16: what an unharmed run stays below
 @cache
 def prepared(which):
     """(the forward's launch, exact output)."""
-    with winners.using({op.TUNABLES["forward"].name: CONFIGS[which]}):
+    with tuned.using({op.TUNABLES["forward"].name: CONFIGS[which]}):
         _, launches = CALL.execute(which.split()[0])
     return launches["forward_kernel"], CALL.exact()["out"]
 
