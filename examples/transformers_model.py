@@ -11,7 +11,8 @@ import torch
 try:
     from transformers import MistralConfig, MistralForCausalLM
 except ImportError:
-    sys.exit(print('skipped: this example needs transformers; pip install ".[hf]" brings it'))
+    print('skipped: this example needs transformers; pip install ".[hf]" brings it')
+    sys.exit()
 
 import swat_flex.hf  # noqa: F401  (registers "swat_flex")
 
