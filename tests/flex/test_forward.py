@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swat_flex import flex_swat
 from swat_flex.backends.flex import programs
-from swat_flex.backends.flex.blocks import padded_tiles
+from swat_flex.backends.flex.blocks import padded_blocks
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -177,13 +177,13 @@ def test_cases_of_one_family_and_number_of_tiles_share_a_program(monkeypatch):
 
     def compiled(*key):
         keys.add(key)
-        return lambda q, *_: torch.zeros(*q.shape[:3], 1)
+        return lambda inputs, *_: torch.zeros(*inputs.q.shape[:3], 1)
 
     monkeypatch.setattr(programs, "compiled", compiled)
     for case in cases(compiled=True):
         family, q_len, kv_len, *_ = case.values
         arguments, options = call(*case.values)
         flex_swat(*arguments, backend="flex", **options)
-        sizes.add((family, padded_tiles(q_len, per_doubling=1), padded_tiles(kv_len, per_doubling=1)))
+        sizes.add((family, padded_blocks(q_len, per_doubling=1), padded_blocks(kv_len, per_doubling=1)))
     assert len(sizes) == 16
     assert len(keys) <= 20
