@@ -44,8 +44,8 @@ class Family:
 
 FAMILIES = (
     Family((*SHORT, 129, 1000, 1025), (*SHORT, 1000), heads=(3, 3)),
-    Family((*SHORT, 129, 1000), SHORT, heads=(3, 1), dims=(8, 40), documents=("packed", "padded", "anyhow")),
-    Family((*SHORT, 129), SHORT, heads=(8, 1), dims=(40, 8), activation="softmax"),
+    Family((*SHORT, 129, 1000), SHORT[:-1], heads=(3, 1), dims=(8, 40), documents=("packed", "padded", "anyhow")),
+    Family((*SHORT, 129), SHORT[:-1], heads=(8, 1), dims=(40, 8), activation="softmax"),
     Family(SHORT, heads=(8, 1), dims=(1, 1), logit_bias=True),
     Family(SHORT, dims=(80, 64)),
     Family(((1, 129), (64, 200), (128, 256)), dims=(128, 128)),

@@ -94,7 +94,7 @@ def test_fake_tensors_are_not_computed():
 
 def test_the_operator_follows_the_rules_of_torch_library():
     q, k, v = qkv(60)
-    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, False)
+    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, "sigmoid")
     torch.library.opcheck(torch.ops.swat_flex.flex.default, arguments)
 
 
