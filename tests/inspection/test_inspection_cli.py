@@ -95,7 +95,7 @@ def test_unknown_rates_are_said():
         (SCALE, "constexprs: expected a value for B, got {}"),
         ([*SCALE, "--constexpr", "B=100"], "expected a kernel that compiles for sm_90, got CompilationError"),
         ([*SCALE, "--constexpr", "B=128", "--warps", "3"], "--warps: expected a power of two, got 3"),
-        ([*SCALE, "--constexpr", "B=128", "--json", "/no/such/folder/x"], "--json: expected a file that can be"),
+        ([*SCALE, "--constexpr", "B=128", "--json", "/dev/null/x"], "--json: expected a file that can be"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(arguments, words):
