@@ -160,20 +160,22 @@ def band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> tuple[Bo
     return bounds, BlockLists(*by_row, *_lists(row, partial, full, grid.rows, None, form.merged))
 
 
-def cached_band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> tuple[Bounds, BlockLists]:
+def cached_band(
+    grid: Grid, form: Form, document_ids: Tensor | None = None, batch: int = 1
+) -> tuple[Bounds, BlockLists]:
     """Build `band`, or reuse one of the last `KEPT`, made for the same grid and the same unchanged tensor of ids.
 
-    `document_ids` are int `[B, Lk]` or `[Lk]`. Tensors made under inference mode are ordinary ones here, so that
+    `document_ids` are int `[batch, Lk]` or `[Lk]`. Tensors made under inference mode are ordinary ones here, so that
     training may reuse them. What a captured CUDA graph meets stays for good, since its replays read it.
     """
     with torch.inference_mode(False):
-        key = grid, form, None if document_ids is None else (id(document_ids), _version(document_ids))
+        key = grid, form, None if document_ids is None else (batch, id(document_ids), _version(document_ids))
         made, of = _bands.get(key, (None, None))
         if made is not None and (document_ids is None or (of is not None and of() is document_ids)):
             if is_capturing(grid.device):
                 _pinned[key] = made
             return made
-        made = band(grid, form, None if document_ids is None else wide_ids(document_ids, grid.kv_len))
+        made = band(grid, form, None if document_ids is None else wide_ids(document_ids, batch, grid.kv_len))
         if can_cache(made[0].left):
             if len(_bands) >= KEPT:
                 del _bands[next(iter(_bands))]
@@ -182,7 +184,7 @@ def cached_band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> t
 
 
 KEPT = 32  # bands remembered at a time; the oldest goes first
-_Key = tuple[Grid, Form, tuple[int, int] | None]
+_Key = tuple[Grid, Form, tuple[int, int, int] | None]
 _bands: dict[_Key, tuple[tuple[Bounds, BlockLists], weakref.ref[Tensor] | None]] = {}
 _pinned: dict[_Key, tuple[Bounds, BlockLists]] = {}
 
@@ -195,9 +197,9 @@ def _version(x: Tensor) -> int:
 _never = itertools.count(-1, -1)
 
 
-def wide_ids(ids: Tensor, kv_len: int) -> Tensor:
-    """Return ids as int32 or int64 `[B, Lk]`, B = 1 where all rows share them."""
-    return ids.view(-1, kv_len).to(torch.int64 if ids.dtype == torch.int64 else torch.int32)
+def wide_ids(ids: Tensor, batch: int, kv_len: int) -> Tensor:
+    """Return ids as int32 or int64 `[B, Lk]`."""
+    return ids.expand(batch, kv_len).to(torch.int64 if ids.dtype == torch.int64 else torch.int32)
 
 
 def _lists(

@@ -143,7 +143,7 @@ def _traced(operands: Operands) -> Tensor:
     grid = Grid(operands.window, q_len, kv_len, q.shape[2] // block, k.shape[2] // block, q.device, block)
     slopes, logit_bias = operands.slopes, operands.logit_bias
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, slopes, logit_bias))
-    ids = None if ids is None else wide_ids(ids, kv_len).expand(len(q), -1)
+    ids = None if ids is None else wide_ids(ids, len(q), kv_len)
     bounds, blocks = band(grid, Form(backward=wanted, merged=config.contiguous), ids)
     if _is_known(q_len % BLOCK == 0):  # FlexAttention wants captured tensors without symbols in their shapes
         slopes, logit_bias = by_query(slopes, q.shape[2]), by_query(logit_bias, q.shape[2])
@@ -156,10 +156,10 @@ def _bounded(
     grid: Grid, form: Form, ids: Tensor | None, batch: int
 ) -> tuple[Tensor | None, block_lists.Bounds, block_lists.BlockLists]:
     """Return (document ids of whole blocks, bounds, block lists) of a call whose sizes are numbers."""
-    bounds, blocks = cached_band(grid, form, ids)
+    bounds, blocks = cached_band(grid, form, ids, batch)
     if ids is not None:
         padding = grid.columns * grid.block - grid.kv_len
-        ids = F.pad(wide_ids(ids, grid.kv_len).expand(batch, -1), (0, padding), value=-1)
+        ids = F.pad(wide_ids(ids, batch, grid.kv_len), (0, padding), value=-1)
     return ids, bounds, blocks
 
 
