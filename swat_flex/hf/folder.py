@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from autotune.files import synchronise_folder
 from swat_flex.hf.causal import SwatForCausalLM
 from swat_flex.nn import SwatTransformer
 
@@ -44,7 +45,9 @@ def write_folder(model: SwatTransformer, folder: Path, *, separator: int, card: 
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         partial.chmod(0o755)  # mkdtemp's own is for its maker alone
+        synchronise_folder(partial)
         partial.rename(folder)
+        synchronise_folder(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
