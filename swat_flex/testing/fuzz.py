@@ -189,5 +189,5 @@ def _words(error: Exception) -> str:
 
 def available(device: str) -> dict[Backend, str | None]:
     """Each backend, and why it does not run on the device here, or None."""
-    names: tuple[Backend, ...] = ("banded", "flex", "triton")
+    names: tuple[Backend, ...] = ("cpp", "banded", "flex", "triton")
     return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}
