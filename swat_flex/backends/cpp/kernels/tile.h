@@ -61,9 +61,10 @@ static void weights(const Tile& t, Rows k, int64_t dim, float* w) {
     V x[rows * strip]{};
     multiply<rows, strip>(x, k.at + r * k.width, k.width, 1, t.q.transposed + c * VW, width, dim);
     V d = __builtin_convertvector(t.distance(c) - all(r), V);
-    UNROLL for (int i = 0; i < rows * strip; i++)
+    UNROLL for (int i = 0; i < rows * strip; i++) {
       x[i] += absolute(d + all((float)(i % strip * VW - i / strip))) * all(t.q.slope) + all(t.q.bias);
-    sigmoid(x);
+      x[i] = sigmoid(x[i]);
+    }
     if (t.is_cut(r, rows, c, strip))
       UNROLL for (int i = 0; i < rows * strip; i++)
         x[i] = t.sees(r + i / strip, c + i % strip) ? x[i] : V{};

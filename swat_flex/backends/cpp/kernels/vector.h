@@ -76,16 +76,14 @@ static INLINE void transpose(V (&x)[VW]) {
   }
 }
 
-// σ of a logit given in units of log 2 (x·log2 e), as a quotient whose denominator lies in [1, 2].
+// σ of a logit given in units of log 2 (x·log2 e).
 //
 // With e = 2^−|x|, σ is 1/(1 + e) right of 0 and e/(1 + e) left of it, so e keeps its relative accuracy down to the
 // smallest normal number. 2^a: the sum with 1.5·2^23 + 127 rounds a to an integer n and leaves n + 127 in its last bits,
 // which shifted are the float 2^n; a polynomial (minimax, relative error 2e-9) gives 2^(a − n). At a = −127 that float
-// is 0. A NaN stays one: it fails the comparison and passes through the polynomial.
-struct Quotient {
-  V numerator, denominator;
-};
-static INLINE Quotient sigmoid_parts(V x) {
+// is 0. A NaN stays one: it fails the comparison and passes through the polynomial. Each σ has a division of its own:
+// one shared by two, 1/(a·b), would let an unseen key change its neighbour's weight.
+static INLINE V sigmoid(V x) {
   V a = (V)((U)x | bits(0x80000000u));
   a = a < all(-127.f) ? all(-127.f) : a;
   V shifted = a + all(12583039.f);
@@ -98,20 +96,5 @@ static INLINE Quotient sigmoid_parts(V x) {
   p = p * f + all(6.9314718e-1f);
   p = p * f + all(1.f);
   V e = p * (V)((I)shifted << 23);
-  return {x < all(0.f) ? e : all(1.f), all(1.f) + e};
-}
-
-// σ in place. Two quotients share a division: it is the slow instruction, and their denominators' product is at most 4.
-template <int N>
-static INLINE void sigmoid(V (&x)[N]) {
-  UNROLL for (int i = 0; i + 1 < N; i += 2) {
-    Quotient a = sigmoid_parts(x[i]), b = sigmoid_parts(x[i + 1]);
-    V inverse = all(1.f) / (a.denominator * b.denominator);
-    x[i] = a.numerator * (inverse * b.denominator);
-    x[i + 1] = b.numerator * (inverse * a.denominator);
-  }
-  if (N % 2) {
-    Quotient a = sigmoid_parts(x[N - 1]);
-    x[N - 1] = a.numerator / a.denominator;
-  }
+  return (x < all(0.f) ? e : all(1.f)) / (all(1.f) + e);
 }
