@@ -158,7 +158,7 @@ static void differentiate(
     float *transposed = space.take(c.block * d), *grads = space.take(c.block * dv);
     Rows q_rows = rows_of(c.q, c.type, batch, head, row, q.rows, c.head_dim, space.take(c.block * d));
     Rows g_rows = rows_of(c.grad, c.type, batch, head, row, q.rows, c.value_dim, space.take(c.block * dv));
-    transpose_rows(transposed, q.width, q_rows, q.rows, c.head_dim, c.scale * LOG2E);
+    transpose_rows(transposed, q.width, q_rows, q.rows, c.head_dim, c.scale);
     transpose_rows(grads, q.width, g_rows, q.rows, c.value_dim, 1.f);
     q.transposed = transposed;
     float *w = space.take(c.block * c.tile), *dx = space.take(c.block * c.tile);

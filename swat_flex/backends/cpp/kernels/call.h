@@ -7,8 +7,6 @@
 
 #include "rows.h"
 
-constexpr float LOG2E = 1.44269504f;
-
 // GOMP_parallel of the OpenMP that torch itself runs on: f(data) on so many threads.
 using Region = void (*)(void (*f)(void*), void* data, unsigned threads, unsigned flags);
 

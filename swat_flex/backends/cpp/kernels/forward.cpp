@@ -14,7 +14,7 @@ static void attend(const Call& c, int64_t batch, int64_t head, int64_t row, Spac
   if (set_ids(c, batch, q, (int32_t*)space.take(c.block))) {
     float* transposed = space.take(c.block * d);
     Rows rows = rows_of(c.q, c.type, batch, head, row, q.rows, c.head_dim, space.take(c.block * d));
-    transpose_rows(transposed, q.width, rows, q.rows, c.head_dim, c.scale * LOG2E);
+    transpose_rows(transposed, q.width, rows, q.rows, c.head_dim, c.scale);
     q.transposed = transposed;
     float *w = space.take(c.block * c.tile), *k_space = space.take(c.tile * d), *v_space = space.take(c.tile * dv);
     auto [first, end] = keys_of(c, q.first, q.rows);

@@ -7,8 +7,8 @@
 struct Queries {
   int64_t first;    // position of the first; positions count keys
   int rows, width;  // queries, and the same rounded up to the width of a tile's rows
-  const float* transposed;  // [D, width], times scale·log2 e
-  float slope, bias;        // in units of log 2
+  const float* transposed;  // [D, width], times scale
+  float slope, bias;        // of the head
   const int32_t* ids;       // [width], −1 for padding, or null
   int32_t lowest, highest;  // of the ids
 };
@@ -83,10 +83,12 @@ static void add_to_queries(const Tile& t, const float* w, Rows x, int64_t dim, f
     for (int i = 0; i < t.q.rows; i += R) {
       auto [first, end] = t.visible_keys(i, R);
       float* p = to + i * to_width + c * VW;
-      V sum[R * strip];
-      UNROLL for (int n = 0; n < R * strip; n++) sum[n] = load(p + n / strip * to_width + n % strip * VW);
+      V sum[R * strip]{};  // of this tile alone: a sum of sums loses less to rounding than one long one
       multiply<R, strip>(sum, w + first * width + i, 1, width, x.at + first * x.width + c * VW, x.width, end - first);
-      UNROLL for (int n = 0; n < R * strip; n++) store(p + n / strip * to_width + n % strip * VW, sum[n]);
+      UNROLL for (int n = 0; n < R * strip; n++) {
+        float* total = p + n / strip * to_width + n % strip * VW;
+        store(total, load(total) + sum[n]);
+      }
     }
   });
 }
@@ -117,7 +119,7 @@ static bool meets(const Call& c, int64_t batch, Tile& t) {
 
 static Queries block_of(const Call& c, int64_t head, int64_t row) {
   const int rows = (int)std::min(c.block, c.q_len - row);
-  const float slope = c.slopes ? c.slopes[head] * LOG2E : 0, bias = c.logit_bias ? c.logit_bias[head] * LOG2E : 0;
+  const float slope = c.slopes ? c.slopes[head] : 0, bias = c.logit_bias ? c.logit_bias[head] : 0;
   return {c.kv_len - c.q_len + row, rows, (int)padded(rows), nullptr, slope, bias, nullptr, 0, 0};
 }
 

@@ -76,18 +76,18 @@ static INLINE void transpose(V (&x)[VW]) {
   }
 }
 
-// σ of a logit given in units of log 2 (x·log2 e).
+// σ of a logit.
 //
-// With e = 2^−|x|, σ is 1/(1 + e) right of 0 and e/(1 + e) left of it, so e keeps its relative accuracy down to the
-// smallest normal number. 2^a: the sum with 1.5·2^23 + 127 rounds a to an integer n and leaves n + 127 in its last bits,
-// which shifted are the float 2^n; a polynomial (minimax, relative error 2e-9) gives 2^(a − n). At a = −127 that float
-// is 0. A NaN stays one: it fails the comparison and passes through the polynomial. Each σ has a division of its own:
-// one shared by two, 1/(a·b), would let an unseen key change its neighbour's weight.
+// With e = exp(−|x|), σ is 1/(1 + e) right of 0 and e/(1 + e) left of it, so e keeps its relative accuracy down to logits
+// of −87. e = 2^a, a = −|x|·log2 e: the sum with 1.5·2^23 + 127 rounds a to an integer n and leaves n + 127 in its last
+// bits, which shifted are the float 2^n, 0 for n = −127; a polynomial (minimax, relative error 2e-9) gives 2^(a − n), of
+// an a − n exact to log2 e in two floats. A NaN stays one: it fails the comparison and passes through the polynomial.
+// Each σ has a division of its own: one shared by two, 1/(a·b), would let an unseen key change its neighbour's weight.
 static INLINE V sigmoid(V x) {
   V a = (V)((U)x | bits(0x80000000u));
-  a = a < all(-127.f) ? all(-127.f) : a;
-  V shifted = a + all(12583039.f);
-  V f = a - (shifted - all(12583039.f));
+  a = a < all(-88.f) ? all(-88.f) : a;
+  V shifted = a * all(1.44269502f) + all(12583039.f);
+  V f = a * all(1.44269502f) - (shifted - all(12583039.f)) + a * all(1.92596301e-8f);
   V p = all(1.5353362e-4f);
   p = p * f + all(1.3398875e-3f);
   p = p * f + all(9.6184369e-3f);
