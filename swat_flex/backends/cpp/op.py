@@ -46,7 +46,8 @@ def supports(problem: Problem) -> str | None:
         return f"its kernels have no activation={problem.activation!r}"
     if problem.dtype not in library.TYPES:
         return f"its kernels compute in float32, got {problem.dtype}"
-    return library.trouble()
+    reason: str | None = library.trouble()
+    return reason
 
 
 def _forward(operands: Operands) -> Tensor:
