@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRESETS = ("train-7b", "decode", "paper-340m", "all")
-BACKENDS = ("auto", "flex", "triton", "banded")
+BACKENDS = ("auto", "flex", "triton", "cpp", "banded")
 
 
 def tune(
