@@ -52,7 +52,7 @@ def _load() -> Built | BuildError:
 
 
 def trouble() -> str | None:
-    """Say in one line why there is no library; None where there is one, built now if need be. A trace sees a constant."""
+    """Say why there is no library; None where there is one, built now if need be. A trace sees a constant."""
     built = _load()
     return str(built) if isinstance(built, BuildError) else None
 
