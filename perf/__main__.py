@@ -1,4 +1,4 @@
-"""`python -m perf`: measure a suite; read a record back; write the README's figures; the report of a GPU."""
+"""`python -m perf`: measure a suite; read a record back; write the pages' figures; the report of a GPU."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def report_(
 def readme_(
     file: Annotated[Path | None, typer.Argument(help="The record to quote; without one, that quoted now.")] = None,
 ) -> None:
-    """Write the README's measured figures from a record."""
+    """Write the measured figures of README.md and docs/benchmarks.md from a record."""
     try:
-        changed = readme.rewrite(file)
+        changed = [page.name for page in readme.PAGES if readme.rewrite(page, file)]
     except (OSError, ValueError) as error:
         _fail(str(error))
-    typer.echo("README.md: rewritten" if changed else "README.md: already says so")
+    typer.echo(f"rewritten: {', '.join(changed) or 'nothing, the pages already say so'}")
 
 
 @app.command("regression")

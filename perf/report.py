@@ -1,4 +1,4 @@
-"""A record as tables: for a terminal, and for the README."""
+"""A record as tables: for a terminal, and for README.md and docs/benchmarks.md."""
 
 from __future__ import annotations
 
