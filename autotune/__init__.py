@@ -2,7 +2,7 @@
 
 from autotune.device import Device, Versions, describe_device, installed_versions
 from autotune.entry import Entry, Key, source_hash
-from autotune.measure import Clock, EventClock, GraphClock, Timing, WallClock, clock_for
+from autotune.measure import Clock, EventClock, GraphClock, Times, Timing, WallClock, clock_for, time_together
 from autotune.runner import CandidateFailed, DeviceLost, Failure, LocalRunner, Rejected, Runner, Task, TaskError
 from autotune.search import Budget, Event, Result, search
 from autotune.space import Space, Value
@@ -32,6 +32,7 @@ __all__ = [
     "StoreWarning",
     "Task",
     "TaskError",
+    "Times",
     "Timing",
     "Value",
     "Versions",
@@ -43,4 +44,5 @@ __all__ = [
     "open_store",
     "search",
     "source_hash",
+    "time_together",
 ]

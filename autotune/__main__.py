@@ -6,10 +6,13 @@ from datetime import UTC
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+try:
+    import typer
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+except ModuleNotFoundError as missing:  # only this command needs them
+    raise SystemExit(f"error: python -m autotune needs {missing.name}: pip install rich typer") from None
 
 from autotune.entry import Entry
 from autotune.store import Store, open_store
@@ -55,7 +58,7 @@ def list_entries(context: typer.Context) -> None:
             _speedup(entry),
         )
     _out().print(table)
-    _out().print(f"\n{len(entries)} in {escape(str(store.folder))}; `show KEY` tells all of one.", soft_wrap=True)
+    _out().print(f"\n{len(entries)} in {escape(store.place)}; `show KEY` tells all of one.", soft_wrap=True)
 
 
 @app.command()
@@ -65,7 +68,7 @@ def show(context: typer.Context, key: Annotated[str, typer.Argument(help="Key, o
     matches = [entry for entry in _entries(store) if entry.key.digest.startswith(key)]
     if len(matches) != 1:
         found = "no entry" if not matches else f"{len(matches)} entries"
-        _fail(f"KEY must begin exactly one key, got {key!r}, which begins {found}. See `python -m autotune list`.")
+        _fail(f"KEY: expected the beginning of one key, got {key!r}, the beginning of {found}; see `list`")
     entry = matches[0]
     _out().print(_facts(entry))
     _out().print()
@@ -96,7 +99,7 @@ def import_entries(
     except ValueError as error:
         _fail(f"{error}. Write it with `python -m autotune export FILE`, by the same version.")
     if merged.unsaved:
-        _fail(f"{merged.unsaved} entries could not be saved. Make room in {store.folder}, or set AUTOTUNE_DIR.")
+        _fail(f"{merged.unsaved} entries could not be saved. Make room in {store.place}, or set AUTOTUNE_DIR.")
     _out().print(f"Imported: {merged.added} added, {merged.replaced} replaced, {merged.kept} kept as they were.")
 
 
@@ -106,11 +109,11 @@ def clear(context: typer.Context, yes: Annotated[bool, typer.Option("--yes", hel
     store: Store = context.obj
     entries = _entries(store)
     if not yes:
-        typer.confirm(f"Delete {len(entries)} entries in {store.folder}?", abort=True)
+        typer.confirm(f"Delete {len(entries)} entries in {store.place}?", abort=True)
     try:
         _out().print(f"Deleted {store.clear()} entries.")
     except OSError as error:
-        _fail(f"{store.folder} cannot be cleared: {error.strerror}. Delete the folder as its owner.")
+        _fail(f"{store.place} cannot be cleared: {error.strerror}. Delete the folder as its owner.")
 
 
 def _entries(store: Store) -> list[Entry]:
@@ -118,7 +121,7 @@ def _entries(store: Store) -> list[Entry]:
     entries = list(store.entries())
     if not entries:
         _out().print(
-            f"Nothing was measured yet: {escape(str(store.folder))} holds no entry. Tune something, or "
+            f"Nothing was measured yet: {escape(store.place)} holds no entry. Tune something, or "
             "`python -m autotune import FILE` what another machine exported.",
             soft_wrap=True,
         )

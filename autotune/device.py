@@ -38,7 +38,7 @@ class Versions:
 
 
 def describe_device(device: "torch.device | str" = "cpu") -> Device:
-    """The key of `device`.
+    """Describe `device` by what the fastest configuration depends on.
 
     Raises:
         ValueError: a CUDA or ROCm device on a machine without one.
@@ -51,7 +51,7 @@ def describe_device(device: "torch.device | str" = "cpu") -> Device:
     if device.type != "cuda":
         return Device(device.type, platform.processor() or platform.machine(), "", 0)
     if not torch.cuda.is_available():
-        raise ValueError(f"device must exist on this machine, which has no usable GPU, got {device}")
+        raise ValueError(f"device: expected one of this machine, which has no usable GPU, got {device}")
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return Device("rocm", properties.name, properties.gcnArchName, properties.multi_processor_count)
@@ -60,7 +60,7 @@ def describe_device(device: "torch.device | str" = "cpu") -> Device:
 
 
 def installed_versions() -> Versions:
-    """The versions that this process compiles and runs with."""
+    """Read the versions that this process compiles and runs with."""
     import torch
 
     try:

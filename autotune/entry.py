@@ -21,7 +21,7 @@ FORMAT = 1  # of the JSON; part of the key, so that releases that differ never r
 
 
 def source_hash(*files: Path) -> str:
-    """Hash of source files, the same under any line ending: what an entry's `source` should be.
+    """Hash source files, the same under any line ending: what a key's `source` should be.
 
     Args:
         files: everything whose change makes old measurements worthless.
@@ -62,7 +62,7 @@ class Key:
     def __post_init__(self) -> None:
         for name, value in self.bucket.items():
             if not isinstance(name, str) or not isinstance(value, str | int | None):
-                raise TypeError(f"bucket must map str to str, int, bool or None, got {name!r}: {value!r}")
+                raise TypeError(f"bucket: expected names with a str, int, bool or None each, got {name!r}: {value!r}")
         object.__setattr__(self, "bucket", dict(self.bucket))  # the caller may change theirs
         data = self.to_json()
         object.__setattr__(self, "digest", _digest(data))
@@ -124,7 +124,7 @@ class Entry:
             ValueError: the search found no winner.
         """
         if result.winner is None:
-            raise ValueError(f"result must have a winner to be stored, got none for {key.tunable!r}")
+            raise ValueError(f"result: expected one with a winner, got none for {key.tunable!r}")
         return cls(
             key,
             space.to_json(result.winner),
@@ -170,19 +170,19 @@ class Entry:
         try:
             return cls._parse(data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"entry must be one that autotune wrote, got {type(error).__name__}: {error}") from error
+            raise ValueError(f"entry: expected one that autotune wrote, got {type(error).__name__}: {error}") from error
 
     @classmethod
     def _parse(cls, data: Any) -> "Entry":
         if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r} instead of {FORMAT}")
+            raise ValueError(f"format: expected {FORMAT}, got {data['format']!r}")
         created = datetime.fromisoformat(data["created"])
         if created.utcoffset() is None:
-            raise ValueError(f"a time without its zone: {created}")
+            raise ValueError(f"created: expected a time with its zone, got {created}")
         timings = [(_typed(record["config"], dict), _timing(record)) for record in data["timings"]]
         winner = _typed(data["winner"], dict)
         if all(config != winner for config, _ in timings):
-            raise ValueError("a winner without timing")
+            raise ValueError(f"winner: expected one of the timed configurations, got {winner}")
         return cls(
             Key.parse(data["key"]),
             winner,
@@ -208,19 +208,19 @@ def preferred(ours: Entry, theirs: Entry) -> Entry:
 def _timing(record: Any) -> Timing:
     median_ms, spread = float(_typed(record["median_ms"], int | float)), float(_typed(record["spread"], int | float))
     if not (0 < median_ms < math.inf and 0 <= spread < math.inf):
-        raise ValueError(f"a time of {median_ms} ms with spread {spread}")
+        raise ValueError(f"timings: expected finite times above 0, got {median_ms} ms with spread {spread}")
     return Timing(median_ms, spread, _typed(record["rounds"], int))
 
 
 def _failure(record: Any) -> Failure:
     if record["kind"] not in get_args(FailureKind):
-        raise ValueError(f"a failure of kind {record['kind']!r}")
+        raise ValueError(f"kind: expected one of {get_args(FailureKind)}, got {record['kind']!r}")
     return Failure(record["kind"], _typed(record["reason"], str))
 
 
 def _typed(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is no {kind}")
+        raise TypeError(f"expected {kind}, got {value!r}")
     return value
 
 

@@ -1,16 +1,19 @@
 """Time candidates: clocks for CPUs and GPUs, interleaved rounds, median and spread."""
 
+import contextlib
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 SAMPLE_MS = 5.0  # what one sample lasts: far above a clock's resolution, far below a user's patience
 MAX_CALLS = 100  # calls in one sample at most
@@ -127,8 +130,8 @@ class EventClock:
 class GraphClock(EventClock):
     """EventClock on the replay of a CUDA graph of `run`: the host's cost of its launches is no part of the time.
 
-    `run` must be capturable: no synchronisation, no copy to the host. One that is not fails as an error; it is not
-    timed by another clock, whose times would not compare.
+    `run` must be capturable: no synchronisation, no copy from or to the host. One that is not fails with an error, and
+    the device can be used as before; it is not timed by another clock, whose times would not compare.
     """
 
     name = "cuda-graph"
@@ -142,16 +145,39 @@ class GraphClock(EventClock):
         with cuda.device(self._device):
             # All graphs share one memory pool, where each overwrites the other's outputs: nobody reads them.
             self._pool = self._pool or cuda.graph_pool_handle()
-            warm_up = cuda.Stream()
-            warm_up.wait_stream(cuda.current_stream())
+            before, warm_up = cuda.current_stream(), cuda.Stream()
+            warm_up.wait_stream(before)
             with cuda.stream(warm_up):
                 for _ in range(WARM_UP):
                     run()
-            cuda.current_stream().wait_stream(warm_up)
+            before.wait_stream(warm_up)
             graph = cuda.CUDAGraph()
-            with cuda.graph(graph, pool=self._pool):
-                run()
+            try:
+                with cuda.graph(graph, pool=self._pool):
+                    run()
+            except BaseException:
+                self._recover(before)
+                raise
         return super().sampler(graph.replay)
+
+    def _recover(self, stream: Any) -> None:
+        """Undo what torch leaves behind after a failed capture, so that whoever comes next can run at all.
+
+        Its capture stream is still the current one, its allocator still serves the pool, and the device's default
+        generator still counts for the graph: it refuses to draw until it is given another state.
+        """
+        import torch
+
+        cuda = _cuda()
+        cuda.set_stream(stream)
+        device = torch.device(self._device)
+        index = cuda.current_device() if device.index is None else device.index
+        with contextlib.suppress(Exception):  # private, and without effect where the capture ended after all
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        self._pool = None
+        generator = cuda.default_generators[index]
+        fresh = torch.Generator(device).manual_seed(generator.initial_seed())
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def _cache_emptier(device: "torch.device | str") -> Callable[[], object]:
@@ -176,18 +202,77 @@ def _cuda() -> Any:
     return torch.cuda
 
 
-def clock_for(device: "torch.device | str") -> Clock:
-    """The clock to prefer on `device`: CUDA graphs on CUDA and ROCm, the wall clock on CPUs.
+def clock_for(device: "torch.device | str", graphs: bool = True) -> Clock:
+    """Choose the clock for `device`: CUDA graphs on CUDA and ROCm, the wall clock on CPUs and all else.
 
-    Raises:
-        ValueError: another kind of device, for which the caller must say how it is synchronised.
+    Args:
+        device: what is timed.
+        graphs: False for launches that cannot be captured: events around every launch instead of a graph.
     """
     kind = str(device).partition(":")[0]
     if kind == "cuda":
-        return GraphClock(device)
+        return GraphClock(device) if graphs else EventClock(device)
     if kind == "cpu":
         return WallClock()
-    raise ValueError(f"device must be a CPU or CUDA device, else pass WallClock(synchronize=...), got {device!s}")
+
+    def synchronize() -> None:
+        import torch
+
+        torch.accelerator.synchronize(device)
+
+    return WallClock(synchronize=synchronize)
+
+
+@dataclass(frozen=True)
+class Times(Generic[T]):
+    """What `time_together` found: each run's timing, or the reason why it has none."""
+
+    clock: str
+    timings: dict[T, Timing]
+    failed: dict[T, str]
+
+
+def time_together(
+    runs: Mapping[T, Callable[[], object]],
+    clock: Clock,
+    rounds: int,
+    hopeless: float = math.inf,
+    on_sample: Callable[[T, float | None], object] = lambda *_: None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Times[T]:
+    """Time several runs in interleaved rounds of one clock; one that raises has no time, and the others go on.
+
+    Args:
+        runs: by name; each call of one is one execution.
+        clock: times all of them, since times of two clocks do not compare.
+        rounds: samples of each.
+        hopeless: see `race`.
+        on_sample: told of each run's warm-up, with None, and of each of its samples in ms; of a failure with None.
+        go_on: see `race`.
+    """
+    samplers: dict[T, Callable[[], float]] = {}
+    samples: dict[T, list[float]] = {}
+    failed: dict[T, str] = {}
+
+    def guarded(name: T, step: Callable[[], R]) -> R | None:
+        try:
+            return step()
+        except Exception as error:
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
+            return None
+
+    def sample(name: T) -> float | None:
+        ms = guarded(name, samplers[name])
+        on_sample(name, ms)
+        return ms
+
+    for name, run in runs.items():
+        sampler = guarded(name, functools.partial(clock.sampler, run))
+        on_sample(name, None)
+        if sampler is not None:
+            samplers[name] = sampler
+    race(list(samplers), sample, samples, rounds=rounds, hopeless=hopeless, go_on=go_on)
+    return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
 
 
 def race(

@@ -27,7 +27,7 @@ MIN_GAIN = 0.005  # of the time: a smaller gain is not worth leaving an earlier 
 
 @dataclass(frozen=True)
 class Budget:
-    """When to start no more batches of candidates (see Runner.batch); the final comparison is held in any case.
+    """When to start no more batches of candidates (see Runner.batch); the final comparison takes place in any case.
 
     Attributes:
         seconds: of the search's clock; None is no limit.
@@ -43,7 +43,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in {"seconds": self.seconds, "trials": self.trials}.items():
             if limit is not None and limit <= 0:
-                raise ValueError(f"{name} must be positive or None, got {limit}")
+                raise ValueError(f"{name}: expected a number above 0 or None, got {limit}")
 
 
 NO_LIMIT = Budget()
@@ -307,7 +307,7 @@ class _Search(Generic[Config]):
         self.on_event(Event(kind, self.planned, done, config, timing, failure))
 
     def spent(self, share: float = 1.0) -> bool:
-        """Whether to start nothing more; the default always starts."""
+        """Tell whether to start nothing more; the default always starts."""
         out_of_trials = self.budget.trials is not None and self.trials >= self.budget.trials
         out_of_time = self.budget.seconds is not None and self.now() - self.started_at >= share * self.budget.seconds
         return self.trials > 0 and (out_of_trials or out_of_time)

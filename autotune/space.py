@@ -49,15 +49,15 @@ class Space(Generic[Config]):
     def __post_init__(self) -> None:
         kind = self.config_type
         if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
-            raise TypeError(f"config_type must be a frozen dataclass, got {kind!r}")
+            raise TypeError(f"config_type: expected a frozen dataclass, got {kind!r}")
         fields = [field.name for field in dataclasses.fields(kind)]
         if fields != list(self.choices):
-            raise ValueError(f"choices must name the fields {fields} in this order, got {list(self.choices)}")
+            raise ValueError(f"choices: expected the fields {fields} in this order, got {list(self.choices)}")
         for name, values in self.choices.items():
             if foreign := [value for value in values if not isinstance(value, str | int | float | None)]:
-                raise TypeError(f"choices[{name!r}] must hold str, int, float, bool or None, got {foreign[0]!r}")
+                raise TypeError(f"choices[{name!r}]: expected str, int, float, bool or None, got {foreign[0]!r}")
             if not values or len({(type(value), value) for value in values}) < len(values):
-                raise ValueError(f"choices[{name!r}] must be non-empty and without duplicates, got {values!r}")
+                raise ValueError(f"choices[{name!r}]: expected at least one value and none twice, got {values!r}")
 
     @cached_property
     def candidates(self) -> tuple[Config, ...]:
@@ -77,7 +77,7 @@ class Space(Generic[Config]):
         """
         for config in self._valid():
             return config
-        raise ValueError(f"is_valid must allow at least one combination of {dict(self.choices)}, got none")
+        raise ValueError(f"is_valid: expected a rule that allows a combination of {dict(self.choices)}, got none")
 
     def _valid(self) -> Iterator[Config]:
         combinations = (self.config_type(*values) for values in itertools.product(*self.choices.values()))
@@ -101,14 +101,14 @@ class Space(Generic[Config]):
             ValueError: other fields, a value outside `choices`, or a combination that `is_valid` refuses.
         """
         if not isinstance(data, dict) or data.keys() != self.choices.keys():
-            raise ValueError(f"configuration must have the fields {list(self.choices)}, got {data!r}")
+            raise ValueError(f"configuration: expected the fields {list(self.choices)}, got {data!r}")
         for name, values in self.choices.items():
             # True == 1 == 1.0 in Python: the type is part of the value.
             if not any(type(data[name]) is type(value) and data[name] == value for value in values):
-                raise ValueError(f"configuration[{name!r}] must be one of {tuple(values)}, got {data[name]!r}")
+                raise ValueError(f"configuration[{name!r}]: expected one of {tuple(values)}, got {data[name]!r}")
         config = self.config_type(**data)
         if not self.is_valid(config):
-            raise ValueError(f"configuration must satisfy is_valid, got {config!r}")
+            raise ValueError(f"configuration: expected one that is_valid allows, got {config!r}")
         return config
 
 

@@ -1,27 +1,19 @@
-"""Keep measurements across processes and machines: one JSON file per key, written atomically."""
+"""Keep measurements across processes and machines: one JSON file per key, written whole."""
 
-import contextlib
 import json
 import os
 import re
-import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
-
-import platformdirs
+from typing import Any, Generic, Literal
 
 from autotune.device import Versions
 from autotune.entry import FORMAT, Entry, Key, preferred
+from autotune.files import patiently, write_whole
 from autotune.space import Config, Space
-
-T = TypeVar("T")
-
-# Seconds to wait for another process: Windows lets nobody replace a file that is read, nor read one being replaced.
-PAUSES = (0.01, 0.05, 0.2, 1.0) if os.name == "nt" else ()
 
 
 class StoreWarning(UserWarning):
@@ -33,7 +25,7 @@ class Found(Generic[Config]):
     """The configuration to use.
 
     Attributes:
-        config: it.
+        config: what to run with.
         origin: "user" for this machine's own measurement, "preset" for a shipped one, "default" for neither.
         entry: the measurement behind it; None for the default.
     """
@@ -50,7 +42,7 @@ class Found(Generic[Config]):
 
 @dataclass(frozen=True)
 class Merged:
-    """How many entries a merge added, replaced, left as they were because ours were preferred, and could not save."""
+    """How many entries a merge added, replaced, kept because ours were preferred, and could not save."""
 
     added: int
     replaced: int
@@ -59,15 +51,25 @@ class Merged:
 
 
 def open_store(app: str = "autotune", presets: Path | None = None) -> "Store":
-    """The store in the folder AUTOTUNE_DIR, or else in the user's cache folder of `app`.
+    """Open the store in the folder AUTOTUNE_DIR, or else in the user's cache folder of `app`.
+
+    Where neither AUTOTUNE_DIR nor platformdirs tells a folder, the store lives in memory, and one warning says so.
 
     Args:
         app: whose cache folder.
         presets: folder of files written by `Store.export_file`, shipped with a library; never written.
     """
-    chosen = os.environ.get("AUTOTUNE_DIR")
-    folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path(app, appauthor=False) / "tuned"
-    return Store(folder, presets)
+    if chosen := os.environ.get("AUTOTUNE_DIR"):
+        return Store(Path(chosen).expanduser(), presets)
+    try:
+        import platformdirs
+    except ModuleNotFoundError:
+        _warn(
+            "platformdirs is not installed, so measurements are neither read from disk nor kept there: "
+            "pip install platformdirs, or set AUTOTUNE_DIR to a folder"
+        )
+        return Store(None, presets)
+    return Store(platformdirs.user_cache_path(app, appauthor=False) / "tuned", presets)
 
 
 class Store:
@@ -78,17 +80,22 @@ class Store:
     in one warning. A process sees what others write only at its first look-up of a key.
 
     Args:
-        folder: made when first written.
+        folder: made when first written; None keeps measurements in this process alone.
         presets: see `open_store`.
     """
 
-    def __init__(self, folder: Path, presets: Path | None = None) -> None:
+    def __init__(self, folder: Path | None, presets: Path | None = None) -> None:
         self.folder = folder
         self._presets_folder = presets
         self._presets: dict[str, list[Entry]] | None = None
         self._found: dict[Key, Found[Any]] = {}
         self._unsaved: dict[Key, Entry] = {}
         self._warned_of_disk = False
+
+    @property
+    def place(self) -> str:
+        """Say where entries are kept."""
+        return "this process's memory" if self.folder is None else str(self.folder)
 
     def lookup(self, key: Key, space: Space[Config]) -> Found[Config]:
         """The configuration to use for `key`: the user's own, else a preset's, else the default.
@@ -106,37 +113,31 @@ class Store:
         return found
 
     def holds(self, tunable: str) -> bool:
-        """Whether there may be any entry or preset of this tunable: one listing of the folder, and no key to build."""
+        """Tell whether there may be any entry or preset of this tunable: one listing of the folder, no key to build."""
         if any(key.tunable == tunable for key in self._unsaved):
             return True
         if any(preset.key.tunable == tunable for presets in self._by_preset().values() for preset in presets):
             return True
-        try:
-            return any(self.folder.glob(f"{_file_name(tunable)}-*.json"))
-        except OSError as error:
-            self._warn_of_disk("read", error)
-            return False
+        return bool(self._files(f"{_file_name(tunable)}-*.json"))
 
     def put(self, entry: Entry) -> bool:
         """Keep `entry` instead of any other with its key; whether it is on disk."""
         self._found.pop(entry.key, None)
+        self._unsaved[entry.key] = entry
+        if self.folder is None:
+            return False
         try:
-            _write(self._path(entry.key), json.dumps(entry.to_json(), indent=1))
+            # No newline ends the file: so every torn part of it is invalid JSON.
+            write_whole(self.folder / _name_of(entry.key), json.dumps(entry.to_json(), indent=1))
         except OSError as error:
-            self._unsaved[entry.key] = entry
             self._warn_of_disk("written, so what was measured is kept for this process only", error)
             return False
-        self._unsaved.pop(entry.key, None)
+        del self._unsaved[entry.key]
         return True
 
     def entries(self) -> Iterator[Entry]:
         """All of the user's entries, in the order of their file names, then those that could not be saved."""
-        try:
-            paths = sorted(self.folder.glob("*.json"))
-        except OSError as error:
-            self._warn_of_disk("read", error)
-            paths = []
-        for path in paths:
+        for path in self._files():
             entry = self._read(path)
             if entry is not None:
                 yield entry
@@ -150,7 +151,7 @@ class Store:
         """
         added = replaced = kept = unsaved = 0
         for theirs in entries:
-            ours = self._unsaved.get(theirs.key) or self._read(self._path(theirs.key))
+            ours = self._kept(theirs.key)
             if ours is not None and preferred(ours, theirs) is ours:
                 kept += 1
                 continue
@@ -162,7 +163,7 @@ class Store:
     def export_file(self, file: Path) -> int:
         """Write all entries to one file, for another machine or as presets; how many. Raises OSError."""
         entries = list(self.entries())
-        _write(file, json.dumps({"format": FORMAT, "entries": [entry.to_json() for entry in entries]}, indent=1))
+        write_whole(file, json.dumps({"format": FORMAT, "entries": [entry.to_json() for entry in entries]}, indent=1))
         return len(entries)
 
     def import_file(self, file: Path) -> Merged:
@@ -176,15 +177,16 @@ class Store:
 
     def clear(self) -> int:
         """Delete all entries; how many. Files that were moved aside stay. Raises OSError."""
-        paths = list(self.folder.glob("*.json"))
+        paths = [] if self.folder is None else list(self.folder.glob("*.json"))
         for path in paths:
             path.unlink(missing_ok=True)
+        deleted = len(paths) + len(self._unsaved)
         self._found.clear()
         self._unsaved.clear()
-        return len(paths)
+        return deleted
 
     def _find(self, key: Key, space: Space[Config]) -> Found[Config]:
-        entry = self._unsaved.get(key) or self._read(self._path(key), space)
+        entry = self._kept(key, space)
         if entry is not None:
             return Found(space.parse(entry.winner), "user", entry)
         for preset in self._matching_presets(key):
@@ -211,10 +213,24 @@ class Store:
                     _warn(f"the presets in {file} were passed over: {error}")
         return self._presets
 
+    def _files(self, pattern: str = "*.json") -> list[Path]:
+        """The user's entries on disk, in the order of their names."""
+        try:
+            return [] if self.folder is None else sorted(self.folder.glob(pattern))
+        except OSError as error:
+            self._warn_of_disk("read", error)
+            return []
+
+    def _kept(self, key: Key, space: Space[Any] | None = None) -> Entry | None:
+        """The user's own entry for `key`, if there is one that `space` allows."""
+        if key in self._unsaved or self.folder is None:
+            return self._unsaved.get(key)
+        return self._read(self.folder / _name_of(key), space)
+
     def _read(self, path: Path, space: Space[Any] | None = None) -> Entry | None:
         """The entry in `path`; None if there is none, and after a warning if it is unusable."""
         try:
-            content = _patiently(path.read_bytes)
+            content = patiently(path.read_bytes)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -222,8 +238,8 @@ class Store:
             return None
         try:
             entry = Entry.parse(json.loads(content))
-            if self._path(entry.key) != path:
-                raise ValueError(f"its key belongs into {self._path(entry.key).name}")
+            if _name_of(entry.key) != path.name:
+                raise ValueError(f"its key belongs into {_name_of(entry.key)}")
             if space is not None:
                 space.parse(entry.winner)
             return entry
@@ -231,13 +247,14 @@ class Store:
             _move_aside(path, content, error)
             return None
 
-    def _path(self, key: Key) -> Path:
-        return self.folder / f"{_file_name(key.tunable)}-{key.digest[:16]}.json"
-
     def _warn_of_disk(self, what: str, error: OSError) -> None:
         if not self._warned_of_disk:
             self._warned_of_disk = True
             _warn(f"{self.folder} cannot be {what}: {error}. Set AUTOTUNE_DIR to another folder to move it.")
+
+
+def _name_of(key: Key) -> str:
+    return f"{_file_name(key.tunable)}-{key.digest[:16]}.json"
 
 
 def _file_name(tunable: str) -> str:
@@ -250,42 +267,8 @@ def read_export(file: Path) -> list[Entry]:
         data = json.loads(file.read_bytes())
         return [Entry.parse(entry) for entry in data["entries"]]
     except (KeyError, TypeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{file} must be a file that autotune exported: {type(error).__name__}: {error}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` at once and for good: a reader, or a power cut, sees the old content or the new one.
-
-    No newline ends the file: so every torn part of it is invalid JSON.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _patiently(lambda: os.replace(temporary, path))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":  # Windows opens no folders
-        with contextlib.suppress(OSError):  # nor do all file systems sync them
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-
-def _patiently(step: Callable[[], T]) -> T:
-    for pause in PAUSES:
-        try:
-            return step()
-        except PermissionError:
-            time.sleep(pause)
-    return step()
+        wrong = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file}: expected a file that autotune exported, got {wrong}") from error
 
 
 def _move_aside(path: Path, content: bytes, error: Exception) -> None:

@@ -53,10 +53,10 @@ class WorkerRunner(Generic[Config]):
         start_timeout: float = 300.0,
     ) -> None:
         if factory.count(":") != 1:
-            raise ValueError(f"factory must read 'module:function', got {factory!r}")
+            raise ValueError(f"factory: expected 'module:function', got {factory!r}")
         for name, number in {"workers": workers, "timeout": timeout, "start_timeout": start_timeout}.items():
             if number <= 0:
-                raise ValueError(f"{name} must be positive, got {number}")
+                raise ValueError(f"{name}: expected a number above 0, got {number}")
         self.batch = workers if workers == 1 else 2 * workers  # keeps all busy when compile times differ
         self._workers = workers
         self._task = (factory, argument)
@@ -127,7 +127,7 @@ class WorkerRunner(Generic[Config]):
 
     def _start(self, slot: int) -> "_Worker":
         if not self._end.alive:
-            raise ValueError("the runner must be open, got one that was closed")
+            raise ValueError("runner: expected an open one, got one that was closed")
         if slot not in self._pool:
             self._pool[slot] = _Worker(*self._task, self._logs / f"{slot}.log", self._start_timeout)
         return self._pool[slot]

@@ -1,7 +1,8 @@
-"""`python -m perf`: measure a suite; read a record back; write the README's figures; the report of a GPU."""
+"""`python -m perf`: measure a suite; read a record back; write the pages' figures; the report of a GPU."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from perf import gpu_report, load, picture, readme, regression, report
+from perf import gpu_report, gpu_steps, load, picture, readme, regression, report
 from perf.measure import Advance
-from perf.record import Record, save, surroundings
+from perf.record import RESULTS, Record, save, surroundings
 from perf.record import load as read
 from perf.suites import SUITES, Suite, races_planned, run_suite, suite
 
@@ -46,7 +47,7 @@ def main(
     before = _load_before(chosen, busy_ok)
     with _progress() as (progress, advance):
         progress.reset(progress.task_ids[0], total=races_planned(chosen.cases) * (len(chosen.peers) + 1))
-        races, _ = run_suite(chosen, quick, advance)
+        races = run_suite(chosen, quick, advance)
     record = Record(
         suite=suite_name,
         quick=quick,
@@ -85,12 +86,12 @@ def report_(
 def readme_(
     file: Annotated[Path | None, typer.Argument(help="The record to quote; without one, that quoted now.")] = None,
 ) -> None:
-    """Write the README's measured figures from a record."""
+    """Write the measured figures of README.md and docs/benchmarks.md from a record."""
     try:
-        changed = readme.rewrite(file)
+        changed = [page.name for page in readme.PAGES if readme.rewrite(page, file)]
     except (OSError, ValueError) as error:
         _fail(str(error))
-    typer.echo("README.md: rewritten" if changed else "README.md: already says so")
+    typer.echo(f"rewritten: {', '.join(changed) or 'nothing, the pages already say so'}")
 
 
 @app.command("regression")
@@ -114,17 +115,45 @@ def regression_(
 
 @app.command("gpu-report")
 def gpu_report_(
-    seconds: Annotated[int, typer.Option(help="Limit for everything together.")] = 480,
-    folder: Annotated[Path | None, typer.Option(help="Where <device>.json and .png go.")] = None,
-    busy_ok: BusyOk = False,
+    seconds: Annotated[int, typer.Option(help="Limit for everything together.")] = 1500,
+    folder: Annotated[Path, typer.Option(help="Where report.jsonl, report.log, <device>.json and .png go.")] = RESULTS,
+    only: Annotated[str, typer.Option("--steps", help="The steps whose names begin so, separated by ;.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Every step on a CPU, on tiny cases.")] = False,
 ) -> None:
-    """Check on the GPU, tune the named cases, measure the gpu and decode suites, keep the record. Needs a GPU."""
+    """Check, measure and tune on a GPU, step by step; what a step measured is kept however it ends."""
     try:
-        record, json_file = gpu_report.run(seconds, folder, busy_ok)
-    except (gpu_report.Stopped, load.Busy) as error:
+        gpu_steps.place(dry_run)
+        names = [name.strip() for name in only.split(";")]
+        steps = [step for step in gpu_report.plan(dry_run) if step.name.startswith(tuple(names))]
+        if not steps:
+            raise ValueError(f"--steps: expected some of {[step.name for step in gpu_report.plan()]}, got {only!r}")
+        gpu_report.run(steps, folder, seconds)
+        file = gpu_report.write_record(folder)
+    except (RuntimeError, OSError, ValueError) as error:
         _fail(str(error))
-    typer.echo(f"written: {json_file}")
-    finish(record, None, json_file.with_suffix(".png"))
+    typer.echo(f"written: {file}")
+    if importlib.util.find_spec("matplotlib") and read(file).races:
+        picture.save(picture.draw(read(file)), file.with_suffix(".png"))
+
+
+@app.command("gpu-step", hidden=True)
+def gpu_step_(
+    step: str,
+    name: Annotated[str, typer.Argument()] = "",
+    passes: Annotated[str, typer.Argument()] = "forward",
+    seconds: float = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run")] = False,
+) -> None:
+    """Run one step of a GPU's report and print its results as JSON lines."""
+    match step:
+        case "versions":
+            gpu_steps.versions(dry_run)
+        case "first":
+            gpu_steps.first(name, dry_run)
+        case "race":
+            gpu_steps.race(name, "both" if passes == "both" else "forward", seconds, dry_run)
+        case _:
+            gpu_steps.ncu(dry_run)
 
 
 def _load_before(chosen: Suite, busy_ok: bool) -> load.Load:

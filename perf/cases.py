@@ -43,8 +43,13 @@ class Case:
         return dtype
 
     @property
+    def decodes(self) -> bool:
+        """Tell whether it is a step of decoding: the newest queries after a longer context."""
+        return self.q_len < self.kv_len
+
+    @property
     def sizes(self) -> str:
-        """For a reader: `B1 H8/2 L4096 D64 W512 float32`."""
+        """Write the sizes for a reader: `B1 H8/2 L4096 D64 W512 float32`."""
         heads = f"{self.q_heads}" if self.q_heads == self.kv_heads else f"{self.q_heads}/{self.kv_heads}"
         length = f"{self.q_len}" if self.q_len == self.kv_len else f"{self.q_len}/{self.kv_len}"
         return f"B{self.batch} H{heads} L{length} D{self.head_dim} W{self.window} {self.dtype}"
@@ -68,7 +73,7 @@ class Definition:
     slopes: Literal["balanced", "alibi"] | None = "balanced"
 
     def problem(self, case: Case, device: torch.device) -> Problem:
-        """The call it makes of a case."""
+        """Describe the call that it makes of a case."""
         return Problem(
             batch=case.batch,
             q_heads=case.q_heads,
@@ -88,7 +93,7 @@ class Definition:
         )
 
     def work(self, case: Case, passes: Passes) -> tuple[float, int]:
-        """(useful FLOPs, least bytes); what a decoding step need not read, it does not count."""
+        """Count (useful FLOPs, least bytes); what a decoding step need not read does not count."""
         problem = self.problem(case, torch.device("cpu"))
         if self.window is not None:
             problem = replace(
@@ -148,6 +153,17 @@ DECODE = (
     step("decode batch 1", "one user: a single row must still fill the device", 1, 4096),
     step("decode small window", "gpt-oss' window: launches decide", 64, 128, (64, 8), head_dim=64),
 )
+# What a GPU's report races, in this order.
+GPU_REPORT = (GPU[0], GPU[2], GPU[3], DECODE[1], DECODE[0])
+
+
+def pretend(case: Case) -> Case:
+    """Shrink a case to what a CPU runs at once, for a dry run."""
+    q_len, kv_len = (1, 85) if case.decodes else (300, 300)
+    sizes: dict[str, Any] = {"batch": 1, "q_heads": 4, "kv_heads": 2, "head_dim": 16, "window": 48}
+    return replace(case, q_len=q_len, kv_len=kv_len, dtype="float32", **sizes)
+
+
 DECODE_CPU = (
     step("decode batch 8", "a served batch on a CPU", 8, 2048, (8, 2), head_dim=64, dtype="float32"),
     step("decode batch 1", "one user on a CPU", 1, 2048, (8, 2), head_dim=64, dtype="float32"),

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autotune import Clock, EventClock, Timing, clock_for
-from autotune.measure import race
+from autotune import Times, clock_for, time_together
+from autotune.memory import peak_bytes
 from perf.cases import Case, Passes
 from perf.check import Checked, check
 from perf.load import Meter
-from perf.peers import Peer, one_line
+from perf.peers import Peer, Run, one_line
 from perf.record import Ceiling, Race, Row
 from swat_flex import dispatch
-from swat_flex.cli.measure import peak_bytes
 
 MATMUL, COPY = "matmul", "copy"
 Advance = Callable[[str], object]
@@ -55,16 +55,34 @@ class Entrant:
     run: Callable[[], object]
     checked: Checked
     peak: int | None
+    first_call: float
+    leaves: tuple[Tensor, Tensor, Tensor]
 
 
-def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance) -> Race:
-    """Time every peer that is installed, supports the case and is right."""
+def run_race(
+    case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance = lambda _: None,
+    told: Callable[[str, Entrant | Row | float], object] = lambda *_: None, until: float = math.inf,
+) -> Race:  # fmt: skip
+    """Time every peer that is installed, supports the case and is right.
+
+    Args:
+        case: sizes.
+        passes: what is timed.
+        peers: the contenders.
+        setting: rounds and ceilings.
+        advance: told in words what is being done.
+        told: told of each admission and of each sample in ms as soon as it is there, by the contender's name.
+        until: time.monotonic() after which nobody more is admitted, and no further round begins.
+    """
     tensors = case.tensors(setting.device)
     rows: dict[str, Row] = {}
     entrants: dict[str, Entrant] = {}
     for peer in peers:
         advance(f"{case.name}, {passes}: {peer.name}")
-        found = admit(peer, case, passes, tensors, setting.device)
+        found: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
+        if time.monotonic() < until:
+            found = admit(peer, case, passes, tensors, setting.device)
+        told(peer.name, found)
         if isinstance(found, Entrant):
             entrants[peer.name] = found
         else:
@@ -72,10 +90,15 @@ def run_race(case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting
     advance(f"{case.name}, {passes}: {setting.rounds} rounds")
     runs = {name: entrant.run for name, entrant in entrants.items()} | _ceilings(case, setting)
     meter = Meter()
-    times = time_all(runs, setting, graphs=passes == "forward")
+    # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
+    clock = clock_for(setting.device, graphs=passes == "forward")
+    times = time_together(
+        runs, clock, setting.rounds, setting.hopeless,
+        on_sample=lambda name, ms: None if ms is None else told(name, ms), go_on=lambda: time.monotonic() < until,
+    )  # fmt: skip
     others = meter.read()
     for name, entrant in entrants.items():
-        rows[name] = _timed_row(entrant, case, passes, times, tensors)
+        rows[name] = _timed_row(entrant, case, passes, times)
     ceilings = {
         name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
         for name, what, amount in _ceiling_work(case, setting)
@@ -92,18 +115,25 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
     if reason is not None:
         return Row(**base, status="skipped", reason=reason)
     try:
-        leaves = _leaves(peer, tensors, passes)
-        forward = peer.prepare(case, *leaves)
+        began = time.perf_counter()
+        run, forward, leaves = bind(peer, case, passes, tensors)
+        run()
+        _wait(device)
+        first_call = time.perf_counter() - began
         checked = check(peer, case, leaves, forward, passes)
         if not checked.right:
             errors = {name: error for name, error in checked.errors.items() if math.isfinite(error)}
             return Row(**base, status="refused", reason=f"wrong: {checked}", errors=errors, allowed=checked.allowed)
-        run = _training(forward, leaves) if passes == "both" else _inference(forward)
-        return Entrant(peer, run, checked, peak_bytes(run, device))
+        return Entrant(peer, run, checked, peak_bytes(run, device), first_call, leaves)
     except Exception as error:  # one contender must not end the run of the others
         return Row(**base, status="failed", reason=one_line(error))
     finally:
         gc.collect()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _identity(peer: Peer, case: Case) -> dict[str, Any]:
@@ -111,76 +141,21 @@ def _identity(peer: Peer, case: Case) -> dict[str, Any]:
     return {"peer": peer.name, "definition": str(peer.definition(case)), "ours": peer.ours}
 
 
-@dataclass
-class Times:
-    """One race's result: by run, its timing, or why it has none."""
+def bind(
+    peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...]
+) -> tuple[Callable[[], object], Run, tuple[Tensor, Tensor, Tensor]]:
+    """Return what is timed, the forward it is made of, and the leaves that both are bound to.
 
-    clock: str
-    timings: dict[str, Timing]
-    failed: dict[str, str]
-
-
-def time_all(runs: Mapping[str, Callable[[], object]], setting: Setting, graphs: bool) -> Times:
-    """Every run in interleaved rounds by one clock, since times of two do not compare.
-
-    On CUDA a forward is timed as a CUDA graph, which leaves the host's launch cost out; where one contender cannot be
-    captured, and for training, all are timed by events around every launch.
+    The leaves are the case's tensors in the peer's order of axes in memory, of a graph of their own.
     """
-    if setting.device.type == "cuda":
-        if graphs:
-            found = _time(clock_for(setting.device), runs, setting, stop_at_failure=True)
-            if not found.failed:
-                return found
-        return _time(EventClock(setting.device), runs, setting)
-    return _time(clock_for(setting.device), runs, setting)
-
-
-def _time(
-    clock: Clock, runs: Mapping[str, Callable[[], object]], setting: Setting, stop_at_failure: bool = False
-) -> Times:
-    """One clock's race; who raises has no time, and the others go on unless told to stop."""
-    samplers: dict[str, Callable[[], float]] = {}
-    failed: dict[str, str] = {}
-    for name, run in runs.items():
-        try:
-            samplers[name] = clock.sampler(run)
-        except Exception as error:  # one contender must not end the run of the others
-            failed[name] = one_line(error)
-            if stop_at_failure:
-                return Times(clock.name, {}, failed)
-
-    def sample(name: str) -> float | None:
-        try:
-            return samplers[name]()
-        except Exception as error:
-            failed[name] = one_line(error)
-            return None
-
-    samples: dict[str, list[float]] = {}
-    race(list(samplers), sample, samples, rounds=setting.rounds, hopeless=setting.hopeless)
-    return Times(clock.name, {name: Timing.of(found) for name, found in samples.items()}, failed)
-
-
-def _leaves(peer: Peer, tensors: tuple[Tensor, ...], passes: Passes) -> tuple[Tensor, Tensor, Tensor]:
-    """The case's tensors in the peer's order of axes in memory, as leaves of a graph of their own."""
     laid = [x.transpose(1, 2).contiguous().transpose(1, 2) if peer.tokens_first else x for x in tensors]
     q, k, v = (x.detach().requires_grad_(passes == "both") for x in laid)
-    return q, k, v
-
-
-def _inference(forward: Callable[[], Tensor]) -> Callable[[], object]:
-    def run() -> object:
-        with torch.no_grad():
-            return forward()
-
-    return run
-
-
-def _training(forward: Callable[[], Tensor], leaves: tuple[Tensor, Tensor, Tensor]) -> Callable[[], object]:
-    noise = torch.Generator(leaves[0].device).manual_seed(2)
-    q = leaves[0]
+    forward = peer.prepare(case, q, k, v)
+    if passes == "forward":
+        return torch.no_grad()(forward), forward, (q, k, v)
+    noise = torch.Generator(q.device).manual_seed(2)
     grad = torch.randn(q.shape, generator=noise, device=q.device).to(q.dtype)
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
+    return lambda: torch.autograd.grad(forward(), (q, k, v), grad), forward, (q, k, v)
 
 
 def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
@@ -192,14 +167,16 @@ def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
 
 def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
     edge, size = setting.sizes
-    a, b = torch.randn(2, edge, edge, device=setting.device).to(case.torch_dtype).unbind()
+    # A generator of its own: the device's may be the one that a failed capture spoiled.
+    draw = torch.Generator(setting.device).manual_seed(3)
+    a, b = torch.randn(2, edge, edge, generator=draw, device=setting.device).to(case.torch_dtype).unbind()
     product = torch.empty_like(a)
     source = torch.ones(size, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tensors: tuple[Tensor, ...]) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str]) -> Row:
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
     timing = times.timings.get(peer.name)
@@ -207,7 +184,7 @@ def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tenso
         return Row(**base, status="failed", reason=times.failed.get(peer.name, "left the race"))
     flops, moved = peer.definition(case).work(case, passes)
     with torch.set_grad_enabled(passes == "both"):
-        configured = peer.configured(case, *_leaves(peer, tensors, passes))
+        configured = peer.configured(case, *entrant.leaves)
     return Row(
         **base,
         status="timed",
@@ -222,6 +199,7 @@ def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times, tenso
         allowed=checked.allowed,
         configuration=configured.configuration,
         source=configured.source,
+        first_call=entrant.first_call,
     )
 
 

@@ -1,4 +1,8 @@
-"""The README's measured figures: a block between two comments, made from a committed record and from nothing else."""
+"""Measured figures in README.md and docs/benchmarks.md, made from a committed record and from nothing else.
+
+They stand between two comments, `<!-- measured: FILE -->` and `<!-- /measured -->`: all cases of the record, or the one
+that `<!-- measured: FILE, case NAME -->` names. FILE is relative to the repository.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,56 @@ import re
 import textwrap
 from pathlib import Path
 
-from perf.record import Race, Record, load, write
+from autotune.files import write_whole
+from perf.record import Race, Record, load
 from perf.report import milliseconds, times, units_of
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCK = re.compile(r"<!-- measured: (?P<file>\S+) -->\n.*?<!-- /measured -->", re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+BLOCK = re.compile(r"<!-- measured: (?P<file>\S+?)(?:, case (?P<case>[^>]+))? -->\n.*?<!-- /measured -->", re.DOTALL)
 
 
-def rewrite(file: Path | None = None, page: Path = README) -> bool:
-    """Make the block anew from `file`, or from the record it names; whether the page changed.
+def rewrite(page: Path, file: Path | None = None, root: Path = ROOT) -> bool:
+    """Make a page's block anew from `file`, or from the record it names; return whether the page changed.
 
     Raises:
-        ValueError: the page has no block, or the record no timed case.
+        ValueError: the page has no block, or the record no such case.
         OSError: a file cannot be read or written.
     """
     text = page.read_text(encoding="utf-8")
     found = BLOCK.search(text)
     if found is None:
         raise ValueError(f"{page}: expected '<!-- measured: FILE -->' … '<!-- /measured -->', found none")
-    name = found["file"] if file is None else _relative(file, page.parent)
-    new = text[: found.start()] + block(load(page.parent / name), name) + text[found.end() :]
+    name = found["file"] if file is None else _relative(file, root)
+    new = text[: found.start()] + block(load(root / name), name, found["case"]) + text[found.end() :]
     if new == text:
         return False
-    write(page, new)
+    write_whole(page, new)
     return True
 
 
-def block(record: Record, name: str) -> str:
-    """The markdown between the comments, which name the record and the command that made it."""
+def block(record: Record, name: str, case: str | None = None) -> str:
+    """Write the comments and what stands between them: how it was measured and a table per case, or that of `case`."""
+    names = list(dict.fromkeys(race.case.name for race in record.races))
+    if case is not None and case not in names:
+        raise ValueError(f"case: expected one of {', '.join(names)}, got {case!r}")
     device, versions = record.device, record.versions
-    lines = [
-        f"<!-- measured: {name} -->",
-        _wrapped(
-            f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
-            f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), "
-            f"torch {versions['torch']}. "
-            f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the "
-            "best) ± the interquartile range over the median; in brackets how many times as long as the bold row, what "
-            "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
-            "float64 definition in the same run."
-        ),
-        "",
-    ]
+    measured = (
+        f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
+        f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), torch {versions['torch']}. "
+        f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the best) "
+        "± the interquartile range over the median; in brackets how many times as long as the bold row, what "
+        "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
+        "float64 definition in the same run."
+    )
+    lines = [f"<!-- measured: {name}{'' if case is None else f', case {case}'} -->", _wrapped(measured), ""]
     if any(race.others is not None and race.others > 0.15 for race in record.races):
         lines += ["Other processes used the machine meanwhile: these figures are provisional.", ""]
-    for case in dict.fromkeys(race.case for race in record.races):
-        races = [race for race in record.races if race.case == case]
-        lines += [*_table(races), ""]
-    return "\n".join([*lines, _ceilings(record), "", "<!-- /measured -->"])
+    for one in names if case is None else [case]:
+        lines += [*_table([race for race in record.races if race.case.name == one]), ""]
+    if case is None:
+        lines += [_ceilings(record), ""]
+    return "\n".join([*lines, "<!-- /measured -->"])
 
 
 def _table(races: list[Race]) -> list[str]:
@@ -78,7 +84,7 @@ def _cell(race: Race, peer: str) -> str:
 
 
 def _ceilings(record: Record) -> str:
-    """What share of the machine's own limits ours reached, over all cases."""
+    """Say what share of the machine's own limits ours reached, over all cases."""
     shares = []
     for race in record.races:
         row = race.row(race.chosen)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import secrets
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import Device, describe_device, installed_versions
+from autotune.files import write_whole
 from perf.cases import Case, Passes
 
 SCHEMA = 1
@@ -41,6 +40,7 @@ class Row:
         flops, bytes: useful work and least traffic of what it computes.
         peak_bytes: memory beyond the inputs, output and gradients included; None where nobody counts it.
         errors: largest error against float64, by tensor; use, the share of the error budget, of which `allowed` passes.
+        first_call: seconds of the first call, compilation included.
     """
 
     peer: str
@@ -59,6 +59,7 @@ class Row:
     allowed: float | None = None
     configuration: str = ""
     source: str = ""
+    first_call: float | None = None
 
     @property
     def ms(self) -> float:
@@ -96,7 +97,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `steps` are those of gpu-report: what was done before the measurements, and how it ended."""
+    """One run. `steps` and `failed_tests` are those of gpu-report: how each step ended, which tests failed."""
 
     suite: str
     quick: bool
@@ -109,20 +110,22 @@ class Record:
     busy_ok: bool
     races: tuple[Race, ...]
     steps: tuple[dict[str, str], ...] = ()
+    failed_tests: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def parse(cls, data: Any) -> Record:
-        """From `to_json`; raises ValueError for anything else."""
+        """Read what `to_json` wrote; raises ValueError for anything else."""
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"schema: expected {SCHEMA}, got {found!r}")
         try:
             races = tuple(_race(race) for race in data["races"])
-            plain = {f.name: data[f.name] for f in fields(cls) if f.name not in ("races", "device", "steps")}
-            return cls(**plain, device=Device(**data["device"]), races=races, steps=tuple(data["steps"]))
+            plain = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            tuples = {name: tuple(data.get(name, ())) for name in ("steps", "failed_tests")}
+            return cls(**{**plain, **tuples, "races": races, "device": Device(**data["device"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"record: expected the fields of schema {SCHEMA}, got {error}") from error
 
@@ -136,7 +139,7 @@ def _race(data: dict[str, Any]) -> Race:
 
 def save(record: Record, path: Path) -> None:
     """Write the record whole or not at all."""
-    write(path, json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Record:
@@ -145,20 +148,6 @@ def load(path: Path) -> Record:
         return Record.parse(json.loads(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def surroundings(device: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from perf.record import RESULTS, write
+from autotune.files import write_whole
+from perf.record import RESULTS
 
 BASELINE = RESULTS / "bench_baseline.json"
 TOLERANCE = 0.25  # ratios on a busy-free machine repeat to about 10%
@@ -40,7 +41,7 @@ def ratios(file: Path) -> dict[str, float]:
 def save(file: Path, baseline: Path = BASELINE) -> None:
     """Make the run the baseline."""
     data = {"schema": SCHEMA, "machine": _json(file).get("machine_info", {}).get("cpu", {}).get("brand_raw", "")}
-    write(baseline, json.dumps({**data, "ratios": ratios(file)}, indent=1) + "\n")
+    write_whole(baseline, json.dumps({**data, "ratios": ratios(file)}, indent=1) + "\n")
 
 
 def compare(file: Path, baseline: Path = BASELINE) -> tuple[Table, list[str]]:

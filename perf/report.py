@@ -1,4 +1,4 @@
-"""A record as tables: for a terminal, and for the README."""
+"""A record as tables: for a terminal, and for README.md and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def show(record: Record, console: Console) -> None:
         console.print(table(race))
         for line in notes(race):
             console.print(escape(line), style="dim")
+        if record.failed_tests:
+            failed = f"{len(record.failed_tests)} tests failed in the same run, see below"
+            console.print(failed, style="bold red")
+    for test in record.failed_tests:
+        console.print(escape(f"failed: {test}"), style="bold red")
     for step in record.steps:
         console.print(escape(f"{step['name']}: {step['outcome']}"))
     if record.suite == "scaling":
@@ -52,7 +57,7 @@ def header(record: Record) -> str:
 
 
 def units_of(record: Record) -> str:
-    """How much of the device ran."""
+    """Say how much of the device ran."""
     if record.device.kind != "cpu":
         return f"{record.device.units} multiprocessors"
     return "1 thread" if record.threads == 1 else f"{record.threads} threads"
@@ -107,17 +112,17 @@ def _share(amount: float, race: Race, ceiling: str) -> str:
 
 
 def milliseconds(ms: float) -> str:
-    """With about three significant digits."""
+    """Write a time with about three significant digits."""
     return f"{ms:,.{max(0, 2 - math.floor(math.log10(ms)))}f}"
 
 
 def times(ratio: float) -> str:
-    """`3.1×`, or `0.42×` below one."""
+    """Write a ratio: `3.1×`, or `0.42×` below one."""
     return f"{ratio:,.1f}×" if ratio >= 1 else f"{ratio:.2f}×"
 
 
 def notes(race: Race) -> Iterator[str]:
-    """How to read a race's table, and who is missing."""
+    """Say how to read a race's table, and who is missing."""
     if race.ceilings:
         product, copy = race.ceilings[MATMUL], race.ceilings[COPY]
         yield (
@@ -145,7 +150,7 @@ LEGEND = (
 
 
 def warnings(record: Record) -> Iterator[str]:
-    """Why these times may say little."""
+    """Say why these times may mean little."""
     others = [race.others for race in record.races if race.others is not None]
     if record.busy_ok and others and max(others) > 0.15:
         yield f"other processes used up to {max(others):.2f} of the CPU's cores during the races"

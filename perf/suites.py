@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import torch
 from perf import cases
 from perf.cases import Case
 from perf.measure import Setting, run_race
-from perf.peers import ATTENTION, DECODING, Peer
+from perf.peers import ATTENTION, DECODING, GPU_ATTENTION, GPU_DECODING, Peer
 from perf.record import Race
 
 SUITES = ("cpu", "gpu", "decode", "scaling")
@@ -46,36 +45,24 @@ def suite(name: str, quick: bool) -> Suite:
         case "gpu":
             if not cuda:
                 raise ValueError("suite: 'gpu' needs a CUDA device, and this machine has none")
-            return Suite(name, device, cases.QUICK_GPU if quick else cases.GPU, ATTENTION)
+            return Suite(name, device, cases.QUICK_GPU if quick else cases.GPU, GPU_ATTENTION)
         case "decode":
             found = cases.DECODE if cuda else cases.DECODE_CPU
-            return Suite(name, device, found[:1] if quick else found, DECODING)
+            return Suite(name, device, found[:1] if quick else found, GPU_DECODING if cuda else DECODING)
         case "scaling":
             peers = tuple(peer for peer in ATTENTION if peer.name in SCALED[device.type])
             return Suite(name, device, cases.scaling(device.type, quick), peers)
     raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {name!r}")
 
 
-def run_suite(
-    chosen: Suite,
-    quick: bool,
-    advance: Callable[[str], object] = lambda _: None,
-    deadline: float | None = None,
-    now: Callable[[], float] = time.monotonic,
-    race: Callable[..., Race] = run_race,
-) -> tuple[tuple[Race, ...], tuple[str, ...]]:
-    """(races, names of cases left out because `deadline`, in seconds of `now`, had passed)."""
+def run_suite(chosen: Suite, quick: bool, advance: Callable[[str], object]) -> tuple[Race, ...]:
+    """Hold every race of a suite."""
     setting = Setting.of(chosen.device, quick)
     if chosen.name == "scaling":
         setting = replace(setting, rounds=min(setting.rounds, 5))  # many cases, and a line through them
-    races, left_out = [], []
-    for case in chosen.cases:
-        for passes in case.passes:
-            if deadline is not None and now() >= deadline:
-                left_out.append(f"{case.name}, {passes}")
-                continue
-            races.append(race(case, passes, chosen.peers, setting, advance))
-    return tuple(races), tuple(left_out)
+    return tuple(
+        run_race(case, passes, chosen.peers, setting, advance) for case in chosen.cases for passes in case.passes
+    )
 
 
 def races_planned(chosen: Sequence[Case]) -> int:

@@ -89,6 +89,8 @@ def _default(problem: Problem) -> Choice:
         if reason is None:
             return Choice("flex", "FlexAttention's fused kernels; the triton kernels have no GPU record yet")
         why = f"flex: {reason}"
+        if triton.supports(problem) is None:
+            return Choice("triton", why)
     elif device == "cpu":
         reason = cpp.supports(problem)
         if reason is None:

@@ -20,6 +20,7 @@ torch.Size([1, 2, 256, 16])
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -156,7 +157,7 @@ def _teach_inductor() -> bool:
     from torch._inductor.virtualized import ops
 
     for name, asm in _PTX.items():
-        operator = getattr(torch.ops.swat_flex, name).default
+        operator = getattr(torch.ops.swat_flex, _operator_name(name)).default
         if operator not in lowering.lowerings:
             lower = functools.partial(ops.inline_asm_elementwise, asm=asm, constraints="=f,f", dtype=torch.float32)
             lowering.register_lowering(operator, type_promotion_kind=None)(lowering.make_pointwise(lower))
@@ -167,12 +168,17 @@ def _teach_inductor() -> bool:
 _teach_inductor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@torch.library.custom_op("swat_flex::log_sigmoid", mutates_args=())
+def _operator_name(name: str) -> str:
+    """Name an operator after its assembly too: Inductor's cache of compiled programs knows the name alone."""
+    return f"{name}_{hashlib.sha256(_PTX[name].encode()).hexdigest()[:8]}"
+
+
+@torch.library.custom_op(f"swat_flex::{_operator_name('log_sigmoid')}", mutates_args=())
 def _log_sigmoid(x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(F.logsigmoid(x))  # which on a CPU is contiguous whatever x is; the fake is not
 
 
-@torch.library.custom_op("swat_flex::sigmoid_of_negative", mutates_args=())
+@torch.library.custom_op(f"swat_flex::{_operator_name('sigmoid_of_negative')}", mutates_args=())
 def _sigmoid_of_negative(x: Tensor) -> Tensor:
     return torch.sigmoid(-x)
 
@@ -184,7 +190,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 class _FastLogSigmoid(torch.autograd.Function):
-    """`swat_flex::log_sigmoid` with its derivative σ(−x), in the form that FlexAttention can trace and vmap."""
+    """The operator of log σ(x) with its derivative σ(−x), in the form that FlexAttention can trace and vmap."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,16 +114,10 @@ def _length_axis(panel: Axes, lengths: Sequence[int], quantity: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG whole or not at all: a temporary file beside it, synchronised, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("xb") as file:
-            figure.savefig(file, format="png", dpi=150)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a PNG whole or not at all."""
+    from autotune.files import write_whole
+
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def _figure(**options: Any) -> Figure:

@@ -17,6 +17,9 @@ def can_cache(x: Tensor) -> bool:
     Not under a mode that hands out its own tensors, not an inference tensor (training cannot save it), not memory of a
     CUDA graph under capture (its replay overwrites it).
     """
-    if type(x) is not Tensor or x.is_inference():
-        return False
-    return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+    return type(x) is Tensor and not x.is_inference() and not is_capturing(x.device)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Tell whether a CUDA graph is being captured, which will read the tensors that it meets now again and again."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

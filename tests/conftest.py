@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, by the processes that tests start too
+# Read when torch is imported, by the processes that tests start too.
+os.environ["OMP_NUM_THREADS"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ except ImportError:  # the extra `fuzz`; the tests that need it are skipped
     pass
 else:
     _SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-    settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_SHARED)
+    settings.register_profile("ci", max_examples=25, derandomize=True, database=None, **_SHARED)
     settings.register_profile("night", max_examples=20_000, **_SHARED)
     settings.load_profile("ci")
 

@@ -27,27 +27,15 @@ ARROWS = {
     "dispatch": {"backends", "operands", "problem", "reference", "tuned"},
     "api": {"dispatch", "operands", "problem", "tuned", "validation"},
     "decode": {"validation", "problem", "backends", "api"},
-    "nn": {"api", "decode", "positions", "distributed"},
+    "nn": {"api", "decode", "positions", "distributed", "tracing"},
     "training": {"nn", "distributed"},
     "distributed": {"api", "validation", "problem", "window", "dispatch"},
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
-    "testing": {"api", "problem", "reference", "validation", "window"},
-    "tuning": {
-        *(
-            "api",
-            "backends",
-            "dispatch",
-            "inspection",
-            "positions",
-            "problem",
-            "testing",
-            "tuned",
-            "validation",
-            "window",
-        )
-    },
+    "testing": {"api", "inspection", "operands", "problem", "reference", "validation", "window"},
+    "tuning": {"api", "backends", "dispatch", "inspection", "operands", "positions", "problem", "testing", "tuned"}
+    | {"validation", "window"},
 }
 PUBLIC = {room for room in ARROWS if room not in ("backends", "validation")}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from swat_flex import explain, flex_swat, tuned
+from swat_flex import explain, flex_swat, modifiers, tuned
 
 
 def inputs(*shape, **options):
@@ -34,8 +34,8 @@ class Attention(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_operators_behind_flex_pass_torchs_own_check(name, dtype):
     x = torch.linspace(-20, 20, 12, dtype=dtype).view(3, 4)
-    torch.library.opcheck(getattr(torch.ops.swat_flex, name).default, (x,))
-    torch.library.opcheck(getattr(torch.ops.swat_flex, name).default, (x.T,))
+    torch.library.opcheck(getattr(torch.ops.swat_flex, modifiers._operator_name(name)).default, (x,))
+    torch.library.opcheck(getattr(torch.ops.swat_flex, modifiers._operator_name(name)).default, (x.T,))
 
 
 def test_an_exported_program_takes_any_length(tmp_path):

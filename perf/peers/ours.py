@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from perf.cases import Case, Definition, Passes
 from perf.peers.peer import Configured, Peer, Run, dense_limit
-from swat_flex import dispatch, explain, flex_swat, naive_swat
+from swat_flex import dispatch, explain, flex_swat, naive_swat, tuned
 from swat_flex.problem import Backend
 
 
@@ -56,6 +57,39 @@ class Swat(Peer):
             ", ".join(f"{x.tunable}: {x.configuration}" for x in configured) or "none",
             ", ".join(dict.fromkeys(x.origin for x in configured)) or "default",
         )
+
+
+class TritonVariant(Swat):
+    """The triton backend with its defaults changed in some of its kernels."""
+
+    def __init__(self, label: str, kernels: tuple[str, ...], **changes: Any) -> None:
+        super().__init__("triton")
+        self.name = f"swat triton, {label}"
+        self.kernels, self.changes = kernels, changes
+
+    def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
+        if passes == "forward" and "forward" not in self.kernels:
+            return "its forward is that of swat triton"
+        return super().supports(case, device, passes)
+
+    def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        run, settings = super().prepare(case, q, k, v), self._settings(case, q.device)
+
+        def forced() -> Tensor:
+            with tuned.using(settings):
+                return run()
+
+        return forced
+
+    def configured(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Configured:
+        settings = self._settings(case, q.device)
+        return Configured("; ".join(f"{name}: {config}" for name, config in settings.items()), "asked for")
+
+    def _settings(self, case: Case, device: torch.device) -> dict[str, Any]:
+        problem = self.definition(case).problem(case, device)
+        tunables = dispatch.BACKENDS["triton"].tunables(problem)
+        chosen = [t for t in tunables if t.name.partition(".")[2] in self.kernels]
+        return {tunable.name: replace(tunable.default(problem), **self.changes) for tunable in chosen}
 
 
 class SwatDecode(Peer):

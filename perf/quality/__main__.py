@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from autotune.files import write_whole
 from perf.quality import report, workers
 from perf.quality.experiment import SIZES, VARIANTS, Run, Size
-from perf.record import surroundings, write
+from perf.record import surroundings
 from swat_flex.plot import save
 from swat_flex.training import Corpus, read_corpus
 
@@ -48,13 +49,13 @@ def main(
         runs = _experiment(SIZES[size], seeds, 1 if size == "gpu" else jobs, work, corpus, device)
         record = _record(size, seeds, jobs, runs, corpus, device)
     if json_file is not None:  # first: what took an hour is not lost to a broken pipe
-        write(json_file, record.to_json())
+        write_whole(json_file, record.to_json())
     console.print(report.table(record))
     console.print(report.described(record), highlight=False)
     for sentence in report.sentences(record):
         console.print(f"• {sentence}", highlight=False)
     if page is not None:
-        write(page, report.page(record))
+        write_whole(page, report.page(record))
     if png is not None:
         save(report.draw(record), png)
 
@@ -75,7 +76,7 @@ def _experiment(size: Size, seeds: int, jobs: int, work: Path, corpus: Corpus, d
         missing = [run for run, file in files.items() if not file.exists()]
         progress.update(task, completed=len(files) - len(missing))
         for run in workers.train_all(missing, size, jobs, device):
-            write(files[run.variant, run.seed], json.dumps(asdict(run)))
+            write_whole(files[run.variant, run.seed], json.dumps(asdict(run)))
             last = run.loss[max(run.loss)]
             progress.update(task, advance=1, description=f"{run.variant}, seed {run.seed}: {last:.3f} bits per byte")
     return tuple(report.run_of(json.loads(file.read_text())) for file in files.values())

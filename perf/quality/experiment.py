@@ -60,7 +60,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """That one run trains on."""
+        """Count the tokens that one run trains on."""
         return self.length * self.batch * self.steps
 
 

@@ -64,7 +64,7 @@ class Record:
 
     @property
     def variants(self) -> list[str]:
-        """Those that ran, in the paper's order."""
+        """List the variants that ran, in the paper's order."""
         return [name for name in VARIANTS if self.of(name)]
 
 
@@ -117,7 +117,7 @@ def _bars(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def table(record: Record) -> Table:
-    """For a terminal."""
+    """Make the table for a terminal."""
     head, *body = rows_of(record)
     shown = Table(title="bits per byte of held-out text, by row length")
     for column in head:

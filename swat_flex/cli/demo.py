@@ -64,7 +64,7 @@ def demo(
 
 
 def _checked(inputs: Inputs, window: WindowLike) -> str:
-    """What the check found; ends the program where the result is wrong."""
+    """Return what the check found; end the program where the result is wrong."""
     heads, longest = inputs.q.shape[1], inputs.q.shape[2]
     length = min(longest, math.isqrt(CHECK_BYTES // (MATRICES * heads * torch.float64.itemsize)))
     errors = check.compare(inputs.prefix(length), window)
@@ -92,7 +92,7 @@ def _measure(inputs: Inputs, lengths: list[int], window: WindowLike, rounds: int
     )
     results = {}
     with progress:
-        task = progress.add_task("", total=sum(map(len, functions.values())) * (rounds + 1))
+        task = progress.add_task("", total=2 * sum(map(len, functions.values())) * (rounds + 1))
         for length in lengths:
             progress.update(task, description=f"{length:,} tokens")
             results[length] = measure(functions[length], inputs.prefix(length), rounds, lambda: progress.advance(task))

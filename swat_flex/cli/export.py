@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from swat_flex.training import SEPARATOR, load_model
+from swat_flex.training import SEPARATOR, load_checkpoint, model_of
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run for its newest.")],
     folder: Annotated[Path, typer.Argument(help="Where to; must not exist.")],
 ) -> None:
-    """Write a trained model for transformers: config.json and model.safetensors. Its token ids are bytes."""
+    """Write a trained model for transformers: weights, a tokenizer of bytes, settings and a model card."""
     try:
-        from swat_flex.hf import SwatForCausalLM
+        from swat_flex.hf.folder import model_card, write_folder
     except ImportError as error:
         typer.echo(f"error: export needs the extra `hf` (transformers): {error}", err=True)
         raise typer.Exit(2) from error
     try:
         if folder.exists():
             raise FileExistsError(f"folder: expected a path that does not exist, got {str(folder)!r}")
-        model = SwatForCausalLM.from_swat(load_model(checkpoint), eos_token_id=SEPARATOR)
-        _write(model, folder)
+        state = load_checkpoint(checkpoint)
+        write_folder(model_of(state), folder, separator=SEPARATOR, card=model_card(folder.name, state))
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(f'{folder}: import swat_flex.hf, then AutoModelForCausalLM.from_pretrained("{folder}")')
-
-
-def _write(model: Any, folder: Path) -> None:
-    """The whole folder or none: beside it first, each file on the disk, then renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        model.save_pretrained(partial)
-        for path in partial.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        partial.chmod(0o755)  # mkdtemp's own is for its maker alone
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    typer.echo(f'{folder}: import swat_flex.hf, then transformers.pipeline("text-generation", model="{folder}")')

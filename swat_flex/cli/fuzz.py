@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from swat_flex.cli import options, screen
+from swat_flex.inspection import EXECUTABLE
 from swat_flex.problem import Backend
 from swat_flex.testing import fuzz as engine
 from swat_flex.testing.check import Verdict
@@ -76,6 +77,12 @@ def fuzz(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"all, or some of {','.join(options.DTYPES)}.")] = "all",
     seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0,
+    emulate: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Run triton's code for one of {', '.join(EXECUTABLE)} on the CPU, instruction by instruction."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core up to two, one on a GPU.")] = 0,
     replay: Annotated[Path | None, typer.Option(help="Run the failure in this file again, and nothing else.")] = None,
     output: Annotated[Path, typer.Option(help="Where a failure is written.")] = Path("swat-fuzz-failure.json"),
@@ -95,8 +102,10 @@ def fuzz(
     options.whole("--workers", workers, 0, 256)
     if not output.parent.is_dir():
         raise typer.BadParameter(f"expected a file in an existing folder, got {str(output)!r}", param_hint="--output")
-    place = str(options.device(device))
-    plan = Plan(_backends(console, backend, place), place, _dtypes(dtype), seed)
+    if emulate is not None:
+        _check_emulation(emulate, backend)
+    place = str(options.device("cpu" if emulate is not None else device))
+    plan = Plan(_backends(console, backend, place, emulate), place, _dtypes(dtype), seed, emulate=emulate)
     _check_dtypes(plan)
     failure = _search(console, plan, seconds, workers or workers_for(place))
     if failure is not None:
@@ -121,9 +130,19 @@ def _replay(console: Console, path: Path) -> None:
     raise typer.Exit(1)
 
 
-def _backends(console: Console, text: str, device: str) -> tuple[Backend, ...]:
-    """Those asked for; all that run on the device, the others named with their reason."""
-    known = engine.available(device)
+def _check_emulation(target: str, backend: str) -> None:
+    options.one_of("--emulate", target, tuple(EXECUTABLE))
+    if backend not in ("all", "triton"):
+        raise typer.BadParameter(f"expected triton, whose code is emulated, got {backend!r}", param_hint="--backend")
+    for package, extra in (("triton", ""), ("numpy", "emulate")):
+        if importlib.util.find_spec(package) is None:
+            source = f': pip install "swat_flex[{extra}]"' if extra else ""
+            raise typer.BadParameter(f"expected {package} to be installed{source}, got none", param_hint="--emulate")
+
+
+def _backends(console: Console, text: str, device: str, emulate: str | None) -> tuple[Backend, ...]:
+    """Choose the backends asked for, or all that run on the device; print why each other one does not."""
+    known = engine.available(device, emulate)
     if text == "all":
         for name, reason in known.items():
             if reason is not None:
@@ -145,11 +164,9 @@ def _dtypes(text: str) -> tuple[str, ...] | None:
 
 
 def _check_dtypes(plan: Plan) -> None:
-    from swat_flex.testing.strategies import cases_for
-
     for name in plan.backends:
         try:
-            cases_for(name, plan.device, plan.dtypes)
+            engine.cases(plan, name)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--dtype") from error
 
@@ -158,7 +175,8 @@ def _search(console: Console, plan: Plan, seconds: float, workers: int) -> Failu
     """The failure found, after the summary is printed; Ctrl-C ends the search, not the summary."""
     tally = _Tally()
     failure: Failure | None = None
-    console.print(f"seed {plan.seed}, {plan.device}, {workers} processes: {', '.join(plan.backends)}")
+    place = plan.device if plan.emulate is None else f"{plan.emulate} emulated"
+    console.print(f"seed {plan.seed}, {place}, {workers} processes: {', '.join(plan.backends)}")
     try:
         with Search(plan, seconds, workers) as messages, _shown(console, tally) as show:
             for message in messages:

@@ -22,7 +22,7 @@ def info() -> None:
     for name, version in _versions().items():
         console.print(f"{name:<12}{version}")
     store = tuned.store()
-    console.print(f"{'measured':<12}{len(list(store.entries()))} entries in {store.folder}", soft_wrap=True)
+    console.print(f"{'measured':<12}{len(list(store.entries()))} entries in {store.place}", soft_wrap=True)
     for name in machine.devices():
         device = torch.device(name)
         console.print(f"\n{name}: {machine.describe(device)}", style="bold")

@@ -16,6 +16,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from autotune.files import write_whole
 from swat_flex.cli import options, screen
 from swat_flex.inspection import (
     GPUS,
@@ -39,7 +40,7 @@ def inspect(
         str | None,
         typer.Argument(metavar="[MODULE:KERNEL]", help="A triton.jit function of a module or of a .py file."),
     ] = None,
-    target: Annotated[str, typer.Option(help="sm_80, sm_90, sm_100, sm_120 or gfx942.")] = "sm_90",
+    target: Annotated[str, typer.Option(help="sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 or gfx942.")] = "sm_90",
     signature: Annotated[
         str,
         typer.Option(help='Types of the run-time arguments in order, "*bf16,fp32,i32"; ":16" for a multiple of 16.'),
@@ -274,7 +275,7 @@ def _record(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -
 
 def _write(file: Path, facts: object) -> None:
     try:
-        file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(facts, indent=2) + "\n")
     except OSError as error:
         raise typer.BadParameter(
             f"expected a file that can be written, got {str(file)!r}: {error.strerror}", param_hint="--json"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
+
+from autotune import describe_device
 
 
 def devices() -> list[str]:
@@ -22,24 +20,13 @@ def devices() -> list[str]:
 def describe(device: torch.device) -> str:
     """One line: model, and threads of a CPU, compute capability and memory of a CUDA device."""
     if device.type == "cpu":
-        return f"{cpu_model()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        cpu = describe_device(device)
+        return f"{cpu.name}, {cpu.units} threads, {cpu.capability}"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         capability = f"{properties.major}.{properties.minor}"
         return f"{properties.name}, capability {capability}, {properties.total_memory / 2**30:.0f} GiB"
     return device.type
-
-
-def cpu_model() -> str:
-    """The processor's name as its maker gives it, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def memory(device: torch.device) -> int:

@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from swat_flex.cli.measure import Measurement, Timing
+from autotune import Timing
+from swat_flex.cli.measure import Measurement
 from swat_flex.problem import Problem, WindowLike
 
 CONTENDERS = ("SWAT", "naive", "SDPA")
@@ -51,21 +52,21 @@ def _cells(measured: dict[str, Measurement], name: str, length: int, q: Tensor, 
 
 
 def _timed(timing: Timing, flops: float) -> list[str]:
-    return [f"{_ms(timing.ms)} {timing.spread:>4.0%}", f"{flops / timing.ms / 1e6:,.3g}"]
+    return [f"{_ms(timing.median_ms)} {timing.spread:>4.0%}", f"{flops / timing.median_ms / 1e6:,.3g}"]
 
 
 def _ms(ms: float) -> str:
-    """With about three significant digits."""
+    """Write a time with about three significant digits."""
     return f"{ms:,.{max(0, 2 - math.floor(math.log10(ms)))}f}"
 
 
 def _times(other: Timing, swat: Timing) -> str:
-    ratio = other.ms / swat.ms
+    ratio = other.median_ms / swat.median_ms
     return f"{ratio:,.1f}×" if ratio >= 1 else f"{ratio:.2f}×"
 
 
 def notes(results: Results, rounds: int) -> str:
-    """How to read the table, and a warning where the machine was too busy to trust it."""
+    """Say how to read the table, and a warning where the machine was too busy to trust it."""
     text = (
         f"Medians of {rounds} interleaved rounds; ± is the interquartile range over the median. GFLOP/s counts the "
         "pairs that each one sees. Peak is the memory of forward and backward beyond the inputs."
@@ -80,19 +81,19 @@ def notes(results: Results, rounds: int) -> str:
 def series(results: Results) -> dict[str, list[float]]:
     """Milliseconds forward and backward per contender, in the order of the lengths; NaN where it was not run."""
     return {
-        name: [measured[name].both.ms if name in measured else math.nan for measured in results.values()]
+        name: [measured[name].both.median_ms if name in measured else math.nan for measured in results.values()]
         for name in CONTENDERS
     }
 
 
 def conclusion(results: Results) -> str:
-    """What the newcomer saw, and the next thing to try, in one sentence."""
+    """Say what the newcomer saw, and the next thing to try, in one sentence."""
     first, last = min(results), max(results)
-    swat, sdpa = results[last]["SWAT"].both.ms, results[last]["SDPA"].both.ms
+    swat, sdpa = results[last]["SWAT"].both.median_ms, results[last]["SDPA"].both.median_ms
     if first == last:
         seen = f"At {last:,} tokens forward and backward took SWAT {_ms(swat)} ms and SDPA {_ms(sdpa)} ms"
     else:
-        swat, sdpa = swat / results[first]["SWAT"].both.ms, sdpa / results[first]["SDPA"].both.ms
+        swat, sdpa = swat / results[first]["SWAT"].both.median_ms, sdpa / results[first]["SDPA"].both.median_ms
         seen = (
             f"From {first:,} to {last:,} tokens, {last / first:.3g} times as many, "
             f"SWAT took {swat:.1f} times as long and SDPA {sdpa:.1f} times"

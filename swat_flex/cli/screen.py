@@ -1,4 +1,4 @@
-"""Where commands print."""
+"""The console on which commands print."""
 
 from __future__ import annotations
 

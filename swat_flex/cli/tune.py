@@ -15,7 +15,7 @@ from rich.table import Table
 from swat_flex.cli import machine, options, screen
 
 if TYPE_CHECKING:
-    from autotune import Event, Timing
+    from autotune import Event
     from swat_flex.tuning.plan import Planned
     from swat_flex.tuning.results import Outcome, Tuned
     from swat_flex.tuning.spec import Spec
@@ -32,12 +32,12 @@ def tune(
     window: Annotated[
         str, typer.Option("--window", help="Keys per query (512), left,right (512,0), or none for plain causal.")
     ] = "512",
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16; a preset's own unless given.")] = "",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16; without it a preset keeps its own.")] = "",
     backward: Annotated[bool, typer.Option("--backward", help="Tune the backward too; train presets do.")] = False,
     seconds: Annotated[float, typer.Option("--seconds", help="For everything together.")] = 60.0,
     device: Annotated[str, typer.Option("--device", help="auto, or a device of this machine.")] = "auto",
     backend: Annotated[str, typer.Option("--backend", help="auto, flex, triton or banded.")] = "auto",
-    preset: Annotated[str, typer.Option("--preset", help="train-7b, decode, paper-340m or all.")] = "",
+    preset: Annotated[str, typer.Option("--preset", help="A set of shapes: train-7b, decode, paper-340m or all.")] = "",
 ) -> None:
     """Measure what runs fastest on this machine and remember it: every process uses it from then on."""
     started = time.monotonic()
@@ -50,7 +50,7 @@ def tune(
     console.print(f"{chosen}: {machine.describe(chosen)}")
 
     from swat_flex.tuning.plan import jobs_of, plan
-    from swat_flex.tuning.search import hold
+    from swat_flex.tuning.search import run_searches
 
     fitting = [spec for spec in specs if _fits(spec, console)]
     jobs = []
@@ -65,14 +65,14 @@ def tune(
         console.print("Nothing to tune here, for the reasons above.")
         raise typer.Exit(1)
     with _Screen(console, planned) as live:
-        tuned = hold(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
+        tuned = run_searches(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
     _print_results(tuned, console)
     if tuned.interrupted:
         raise typer.Exit(130)
 
 
 def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: torch.device, preset: str) -> list[Spec]:
-    from swat_flex.tuning.shapes import PRESETS as SETS
+    from swat_flex.tuning.shapes import SHAPE_SETS, self_attention
     from swat_flex.tuning.spec import Spec
 
     if not shapes and not preset:
@@ -81,26 +81,25 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
         options.one_of("--dtype", dtype, DTYPES)
     side = options.window(window)
     given = DTYPES[dtype or "fp32"]
-    specs = [Spec(_shape(text).problem(side, given, device, backward), str(device)) for text in shapes]
+    problems = [self_attention(_shape(text), side, given, device, backward) for text in shapes]
+    specs = [Spec(problem, str(device)) for problem in problems]
     if preset:
         options.one_of("--preset", preset, PRESETS)
-        for name, cases in SETS.items():
+        for name, cases in SHAPE_SETS.items():
             if preset in (name, "all"):
                 own = DTYPES[dtype] if dtype else cases.dtype
                 train = not cases.decode and (backward or cases.backward)
-                specs += [
-                    Spec(s.problem(w, own, device, train), str(device), decode=cases.decode) for s, w in cases.cases
-                ]
+                queries = 1 if cases.decode else None
+                problems = [self_attention(sizes, w, own, device, train, queries) for sizes, w in cases.cases]
+                specs += [Spec(problem, str(device), decode=cases.decode) for problem in problems]
     return specs
 
 
-def _shape(text: str) -> Any:
-    from swat_flex.tuning.shapes import Shape
-
+def _shape(text: str) -> tuple[int, int, int, int, int]:
     if re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){4}", text):
         batch, q_heads, kv_heads, length, head_dim = map(int, text.split(","))
         if min(batch, q_heads, kv_heads, length, head_dim) >= 1 and q_heads % kv_heads == 0 and head_dim <= 256:
-            return Shape(batch, q_heads, kv_heads, length, head_dim)
+            return batch, q_heads, kv_heads, length, head_dim
     raise typer.BadParameter(
         f"expected B,Hq,Hkv,L,D, each at least 1, Hq a multiple of Hkv, D at most 256 (1,8,8,4096,64), got {text!r}",
         param_hint="--shape",
@@ -108,7 +107,7 @@ def _shape(text: str) -> Any:
 
 
 def _fits(spec: Spec, console: Console) -> bool:
-    """Whether inputs, results and their copies find room; says so where they do not."""
+    """Tell whether inputs, results and their copies find room; says so where they do not."""
     has, needs = machine.memory(torch.device(spec.device)), 4 * spec.bytes()
     if needs > has:
         console.print(f"left out: {spec} needs about {needs / 2**30:.0f} GiB, and there are {has / 2**30:.0f}")
@@ -177,7 +176,3 @@ def _print_results(tuned: Tuned, console: Console) -> None:
     console.print(table)
     console.print(f"\n{str(tuned).splitlines()[-1]}", soft_wrap=True)
     console.print("python -m autotune --app swat_flex list shows them all", soft_wrap=True)
-
-
-def _ms(timing: Timing | None) -> str:
-    return "failed" if timing is None else f"{timing.median_ms:.4g} ±{timing.spread:.0%}"

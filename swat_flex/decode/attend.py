@@ -165,7 +165,7 @@ def _check_cache(cache: RingCache) -> None:
 
 
 def _check_queries(q: Tensor, cache: RingCache) -> None:
-    """q fits the cache."""
+    """Check that q fits the cache."""
     if not isinstance(q, Tensor):
         raise TypeError(f"q: expected a torch.Tensor, got {type(q).__name__}")
     batch, heads, _, head_dim = cache.keys.shape

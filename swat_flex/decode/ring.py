@@ -109,7 +109,7 @@ class RingCache(torch.nn.Module):
             self.length.add_(kept[:, 0])
 
     def _write(self, position: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-        """k, v `[B, heads, T, ·]` to `position` `[B or 1, T]`, all in different slots; where not mask, nothing."""
+        """Write k, v `[B, heads, T, ·]` to `position` `[B or 1, T]`, in distinct slots, where the mask is True."""
         batch, heads = self.keys.shape[:2]
         device = position.device
         slot = (position % self.slots)[:, None]  # [B, 1, T]
@@ -134,7 +134,7 @@ class RingCache(torch.nn.Module):
             self.length.index_fill_(0, rows.long(), 0)
 
     def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was: the beams that go on. index: int `[B]`."""
+        """Make row b what row index[b] was, as a beam search does with the beams that go on. index: int `[B]`."""
         if not isinstance(index, Tensor):
             raise TypeError(f"index: expected a torch.Tensor, got {type(index).__name__}")
         if index.dtype not in (torch.int32, torch.int64) or index.shape != self.length.shape:
@@ -166,13 +166,13 @@ class RingCache(torch.nn.Module):
         )
 
     def cast(self, x: Any) -> Any:
-        """Under autocast a tensor in the cache's dtype, else itself: autocast leaves k, q and v in different ones."""
+        """Cast a tensor to the cache's dtype under autocast, which leaves q, k and v in different dtypes."""
         if isinstance(x, Tensor) and autocasts(self.keys.device.type):
             return x.to(self.keys.dtype)
         return x
 
     def check(self, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-        """Whether k, v and mask fit; raises for the first rule broken."""
+        """Check that k, v and mask fit; raises for the first rule broken."""
         batch, heads = self.keys.shape[:2]
         for name, x, ring in (("k", k, self.keys), ("v", v, self.values)):
             if not isinstance(x, Tensor):
@@ -197,19 +197,19 @@ class RingCache(torch.nn.Module):
 
 
 def kept_first(mask: Tensor) -> Tensor:
-    """`[B, T]`: the tokens of each row, those of the mask first, else in order."""
+    """Order of each row's tokens, `[B, T]`: those of the mask first, each part in its old order."""
     if mask.shape[1] == 1:
         return torch.zeros(mask.shape, dtype=torch.int64, device=mask.device)
     return mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """`[B, H, N, D]`: tokens `index` `[B, N]` of x `[B, H, T, D]`, row by row."""
+    """Take tokens `index` `[B, N]` of x `[B, H, T, D]`, row by row: `[B, H, N, D]`."""
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least or (most is not None and value > most):
         raise ValueError(

@@ -133,7 +133,7 @@ def _raise_for_refusals(rows: list[list[int]]) -> None:
 
 
 def _names(argument: str, what: str, values: tuple[int, ...]) -> list[Any]:
-    """Values as their user wrote them."""
+    """Values in the words of the caller's arguments."""
     if what == "requires_grad":
         return [bool(value) for value in values]
     if what == "dtype":
@@ -142,7 +142,7 @@ def _names(argument: str, what: str, values: tuple[int, ...]) -> list[Any]:
 
 
 def _gather(mine: list[int], group: dist.ProcessGroup, device: torch.device) -> list[list[int]]:
-    """Every rank's numbers, in rank order."""
+    """Gather every rank's numbers, in rank order."""
     on_cpu = "cpu:" in dist.get_backend_config(group)
     here = torch.tensor(mine, dtype=torch.int64, device="cpu" if on_cpu else device)
     every = [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
@@ -153,7 +153,7 @@ def _gather(mine: list[int], group: dist.ProcessGroup, device: torch.device) -> 
 
 @contextlib.contextmanager
 def lost(doing: str, peers: set[int], group: dist.ProcessGroup) -> Iterator[None]:
-    """Turn the transport's error inside into one that says who was doing what with whom."""
+    """Turn the transport's error into one that says which rank was doing what with which others."""
     try:
         yield
     except RuntimeError as error:

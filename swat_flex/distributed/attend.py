@@ -17,7 +17,7 @@ from swat_flex.distributed.shards import halo_of
 from swat_flex.problem import Activation, Backend, Slopes, WindowLike
 from swat_flex.window import Window
 
-# queries, keys, values and ids of some rows and of the keys they see, to their output.
+# From the queries of some rows, and keys, values and ids that they see, to the rows' output.
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -110,7 +110,7 @@ def _attend_shard(
     group: dist.ProcessGroup,
     attend: Attend,
 ) -> Tensor:
-    """Rows [first, last) of the shard see no key of another rank: they are computed while the halo travels."""
+    """Attend rows [first, last), which see no key of another rank, while the halo travels; then the others."""
     n = q.shape[2]
     left_side, right_side = (n if side is None else min(side, n) for side in (window.left, window.right))
     halo = halo_of(dist.get_rank(group), lengths, window)
@@ -160,13 +160,13 @@ def _tokens(keys: Keys, start: int, stop: int) -> Keys:
 
 
 def _concatenated(pieces: list[Keys]) -> Keys:
-    """Pieces one after the other along the tokens."""
+    """Concatenate pieces along the tokens."""
     k, v, ids = zip(*pieces, strict=True)
     return torch.cat(k, 2), torch.cat(v, 2), None if ids[0] is None else torch.cat(ids, -1)
 
 
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The parts one after the other along the tokens, axes in memory in the order of `like`."""
+    """Concatenate parts along the tokens, with axes in memory in the order of `like`."""
     order = sorted(range(4), key=like.stride, reverse=True)
     back = [order.index(axis) for axis in range(4)]
     return torch.cat([part.permute(order) for part in parts], order.index(2)).permute(back)

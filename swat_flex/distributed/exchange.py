@@ -53,10 +53,10 @@ class Exchange:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Wait for the halo's messages also where what is done meanwhile is left by an exception.
+        """Wait for the halo's messages even if an exception ends the work that runs meanwhile.
 
-        Checkpointing leaves a recomputation so, on each rank where that rank needs no more of it; messages given up
-        there would never reach the ranks that go on.
+        Checkpointing stops a recomputation with an exception as soon as a rank has what it needs. Without the wait, its
+        messages would never reach the ranks that still need them.
         """
         try:
             yield
@@ -83,7 +83,7 @@ class Exchange:
         self.returning = _Posted(sent, received, "returning the gradients of keys", self.group)
 
     def add_returned(self, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
-        """dk and dv of this shard, those of the ranks that saw it added in rank order, rounded once."""
+        """Add to dk and dv of this shard what the ranks that saw it return, in rank order, and round once."""
         if self.returning is None:  # this rank received no halo, so nothing started the way back
             self.post_back((), dk)
         assert self.returning is not None
@@ -103,7 +103,7 @@ class Exchange:
         return results
 
     def unpack(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `[B, Hkv, tokens, D]` and `[B, Hkv, tokens, Dv]` in one message."""
+        """Split a message into keys `[B, Hkv, tokens, D]` and values `[B, Hkv, tokens, Dv]`."""
         rows = message.numel() // sum(self.dims)
         k, v = torch.split(message, [rows * dim for dim in self.dims])
         return k.view(*self.heads, -1, self.dims[0]), v.view(*self.heads, -1, self.dims[1])
@@ -120,7 +120,7 @@ def _of(piece: Piece, x: Tensor) -> Tensor:
 
 
 class _Begin(torch.autograd.Function):
-    """k and v unchanged while their edges leave; the gradients of the edges come back."""
+    """Pass k and v on and send their edges away; in the backward pass add the gradients that come back."""
 
     @staticmethod
     def forward(ctx: Any, exchange: Exchange, k: Tensor, v: Tensor, ids: Tensor | None) -> tuple[Tensor, ...]:
@@ -135,7 +135,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """The received pieces (k's, v's, k's, v's, …); their gradients leave."""
+    """Hand out the received pieces (k's, v's, k's, v's, …); in the backward pass send their gradients away."""
 
     @staticmethod
     def forward(ctx: Any, exchange: Exchange, token: Tensor, messages: list[Tensor]) -> tuple[Tensor, ...]:
@@ -150,7 +150,7 @@ class _End(torch.autograd.Function):
 
 
 class _Posted:
-    """Messages on their way. Both sides post their messages to each other in one order: keys first, then ids."""
+    """Messages on their way. Two ranks post their messages to each other in the same order: keys first, then ids."""
 
     def __init__(self, sent: Messages, received: Messages, doing: str, group: dist.ProcessGroup) -> None:
         self.sent, self.received = sent, received  # kept until `wait`: the transport reads and writes them
@@ -164,7 +164,7 @@ class _Posted:
             self.works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> list[Tensor]:
-        """What was received, in the order it was asked for."""
+        """Return what was received, in the order it was asked for."""
         with lost(self.doing, self._peers(), self.group):
             for work in self.works:
                 work.wait()

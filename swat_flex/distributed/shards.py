@@ -51,7 +51,7 @@ def halo_of(rank: int, lengths: tuple[int, ...], window: Window) -> Halo:
 
 
 def _wanted(rank: int, lengths: tuple[int, ...], window: Window) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """The pieces a rank wants from the ranks before it and after it."""
+    """List the pieces that a rank wants from the ranks before it and after it."""
     starts = (0, *itertools.accumulate(lengths))
     first, last, total = starts[rank], starts[rank + 1], starts[-1]
     if first == last:  # no queries, no keys needed
@@ -62,7 +62,7 @@ def _wanted(rank: int, lengths: tuple[int, ...], window: Window) -> tuple[tuple[
 
 
 def _cut(begin: int, end: int, starts: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Tokens [begin, end) of the sequence as pieces of the shards they lie in."""
+    """Cut tokens [begin, end) of the sequence into pieces of the shards they lie in."""
     pieces = []
     for owner, (first, last) in enumerate(itertools.pairwise(starts)):
         start, stop = max(begin, first), min(end, last)

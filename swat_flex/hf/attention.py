@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from swat_flex.api import flex_swat
+from swat_flex.hf.config import refuse_attentions
 from swat_flex.hf.mask import aligned
 from swat_flex.nn import SwatConfig
-from swat_flex.positions import document_ids_from_cu_seqlens
+from swat_flex.nn.config import slopes_for
+from swat_flex.positions import document_ids_from_cu_seqlens, per_head_dtype
 
 OPTIONS = ("slopes", "slope_schedule", "logit_bias", "activation", "backend")
 REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -36,7 +38,7 @@ def swat_attention(
 
     Args:
         module: the model's attention layer; its config is read.
-        query: `[B, Hq, T, D]`, after rope.
+        query: `[B, Hq, T, D]`, after rope; under tensor parallelism this rank's heads.
         key, value: `[B, Hkv, L, D]`, as a cache returns them.
         attention_mask: from `swat_mask`.
         scaling: factor on ⟨q, k⟩; None is D^(−1/2).
@@ -61,23 +63,60 @@ def swat_attention(
     queries = query.shape[2]
     key, value, ids = aligned(key, value, attention_mask, window, queries)
     ids = _with_lengths(ids, kwargs.get("cu_seq_lens_q"), query, key)
-    options = options_of(config, query.shape[1])
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    heads = query.shape[1]
+    total = getattr(config, "num_attention_heads", heads)
+    options = options_of(config, total)
+    slopes = slopes_for(options, query)
+    if heads != total:
+        share = _share_of_heads(module, heads, total)
+        slopes = options.head_slopes(query.device, per_head_dtype(query))
+        slopes = None if slopes is None else slopes[share]
     out = flex_swat(
-        query, key, value, window, scale=scaling, document_ids=ids, activation=options.activation,
-        slopes=options.head_slopes(query.device, dtype), logit_bias=_bias(options, window), backend=options.backend,
+        query, key, value, window, scale=scaling, document_ids=ids, activation=options.activation, slopes=slopes,
+        logit_bias=_bias(options, window), backend=options.backend,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 
 def options_of(config: Any, heads: int) -> SwatConfig:
-    """`config.swat_flex` as the one-layer SwatConfig that it describes."""
+    """`config.swat_flex` as the one-layer SwatConfig that it describes.
+
+    Raises:
+        ValueError: a name that is not among OPTIONS, or a value that breaks a rule of `SwatConfig`'s.
+    """
     chosen = getattr(config, "swat_flex", None)
     chosen = chosen if isinstance(chosen, dict) else {}
     for name in chosen:
         if name not in OPTIONS:
             raise ValueError(f"config.swat_flex: expected any of {', '.join(OPTIONS)}, got {name!r}")
+    if torch.compiler.is_compiling():
+        return _one_layer(heads, chosen)
+    key = (heads, repr(chosen))
+    if key not in _described:
+        _described[key] = _one_layer(heads, chosen)
+    return _described[key]
+
+
+_described: dict[tuple[int, str], SwatConfig] = {}  # made once per model, not per layer and token
+
+
+def _one_layer(heads: int, chosen: dict[str, Any]) -> SwatConfig:
     return SwatConfig(hidden_size=heads, heads=heads, layers=1, head_dim=1, rope=False, **chosen)
+
+
+def _share_of_heads(module: nn.Module, heads: int, total: int) -> slice:
+    """Find which of the model's query heads this rank holds, by how its projections are sharded."""
+    from torch.distributed.tensor import DTensor, Shard  # a second of import that one process does not need
+
+    for weight in module.parameters():
+        if isinstance(weight, DTensor) and weight.placements == (Shard(0),):
+            mesh = weight.device_mesh
+            if mesh.size() * heads == total:
+                return slice(mesh.get_local_rank() * heads, (mesh.get_local_rank() + 1) * heads)
+    raise NotImplementedError(
+        f"query: expected config.num_attention_heads = {total} heads, or an even share of them on each rank of a "
+        f"tensor parallel mesh, got {heads}"
+    )
 
 
 def _bias(options: SwatConfig, window: int | None) -> float | None:
@@ -98,13 +137,14 @@ def _check(module: nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[
         raise ValueError(f"attention_dropout: expected 0 with attn_implementation='swat_flex', got {dropout}")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise NotImplementedError("is_causal: expected True with attn_implementation='swat_flex', got False")
+    refuse_attentions(module.config, kwargs)
     for name in REFUSED:
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"{name}: expected None with attn_implementation='swat_flex', got a value")
 
 
 def _with_lengths(ids: Tensor | None, lengths: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """ids, and the documents of cumulative lengths (transformers' `cu_seq_lens_q`) told apart."""
+    """Tell the documents of cumulative lengths (transformers' `cu_seq_lens_q`) apart in the ids."""
     if lengths is None or query.shape[2] != key.shape[2]:
         return ids
     if query.shape[0] != 1:

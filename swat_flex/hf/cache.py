@@ -38,7 +38,7 @@ class RingLayer(CacheLayerMixin):
         self.seen = 0
 
     def ring_for(self, batch: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> RingCache:
-        """The ring, made at the first call."""
+        """Return the ring, which the first call makes."""
         if self.ring is None:
             self._keep(RingCache(batch, heads, self.window, head_dim, None, dtype, device, queries=self.queries))
         assert self.ring is not None
@@ -97,13 +97,13 @@ class RingLayer(CacheLayerMixin):
             )
 
     def offload(self) -> None:
-        """Nothing: a ring is small."""
+        """Do nothing: a ring is small."""
 
     def prefetch(self) -> None:
-        """Nothing: a ring is never offloaded."""
+        """Do nothing: a ring is never offloaded."""
 
     def _take(self, index: Tensor) -> None:
-        """Rows `index` as a batch of another size."""
+        """Keep rows `index` alone, as a batch of another size."""
         old = self.ring
         assert old is not None
         _, heads, _, head_dim = old.keys.shape
@@ -144,7 +144,7 @@ class SwatCache(Cache):
 
 
 def windows_of(config: Any) -> list[int | None]:
-    """Keys per query of each layer of a model of transformers, None for all."""
+    """Keys per query of each layer of any transformers model; None is all of them."""
     own = getattr(config, "layer_windows", None)
     if own is not None:
         return list(own)
@@ -159,7 +159,7 @@ def windows_of(config: Any) -> list[int | None]:
 
 
 class LayerOfCache:
-    """One layer of any transformers cache as `SwatAttention` reads it (`swat_flex.nn.attention.OtherCache`).
+    """One layer of any transformers cache, as the `KeyValueCache` that `SwatAttention` reads.
 
     Args:
         cache: the model's.
@@ -172,14 +172,14 @@ class LayerOfCache:
         self.cache, self.layer, self.window, self.attention_mask = cache, layer, window, attention_mask
 
     def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
-        """`[tokens]`: padding counts, which rope does not notice."""
+        """Positions `[tokens]` of the next tokens for rope, which tells only differences: padding may count."""
         seen = self.cache.get_seq_length(self.layer)
         device = seen.device if isinstance(seen, Tensor) else None if mask is None else mask.device
         positions: Tensor = torch.arange(tokens, device=device) + seen
         return positions
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append k and v; (k, v, document_ids) for `flex_swat`."""
+        """Append k and v. Returns keys, values and document_ids for `flex_swat`."""
         tokens = k.shape[2]
         offset = self.cache.get_query_offset(self.layer)
         slots, first = self.cache.get_mask_sizes(tokens, self.layer)

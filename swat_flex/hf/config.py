@@ -32,6 +32,8 @@ class SwatModelConfig(PreTrainedConfig):
     Attributes:
         sliding_window: keys per query, its own included; None is all of them. Where the layers differ, the widest.
         windows: one per layer, where they differ; None is sliding_window in each.
+        skip_logits: in training with labels make no logits, which of all tokens would need memory; False for a training
+            loop that reads them.
         rope: rotary embedding or none, with rope_parameters {"rope_type": "default", "rope_theta": base}.
 
     Raises:
@@ -64,6 +66,7 @@ class SwatModelConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     backend: str = "auto"
+    skip_logits: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -73,6 +76,11 @@ class SwatModelConfig(PreTrainedConfig):
         if self.windows is not None:
             self.windows = list(self.windows)
             self.sliding_window = max((window for window in self.windows if window is not None), default=None)
+        # Filled as transformers' own configurations fill them: what serves models reads them.
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
         types = ["full_attention" if window is None else "sliding_attention" for window in self.layer_windows]
         if self.layer_types not in (None, types):
             raise ValueError(f"layer_types: expected None or what the windows say, {types}, got {self.layer_types}")
@@ -81,7 +89,11 @@ class SwatModelConfig(PreTrainedConfig):
         if kind != "default":
             raise ValueError(f"rope_parameters: expected rope_type 'default', got {kind!r}")
         super().__post_init__(**kwargs)
-        self.to_swat()
+        self.intermediate_size = self.to_swat().mlp_size
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: no code is copied when a model is saved, its folder names this library."""
 
     @property
     def layer_windows(self) -> list[int | None]:
@@ -121,9 +133,19 @@ class SwatModelConfig(PreTrainedConfig):
 
     @classmethod
     def from_swat(cls, config: SwatConfig, **kwargs: Any) -> SwatModelConfig:
-        """From a SwatConfig; kwargs are what it does not know, such as eos_token_id."""
+        """Make the configuration of the same model; kwargs are what a SwatConfig lacks, such as eos_token_id."""
         values = {NAMES.get(name, name): value for name, value in config.to_dict().items()}
         windows = values.pop("windows")
         values["windows" if isinstance(windows, tuple) else "sliding_window"] = windows
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": values["rope_parameters"]}
         return cls(**values, **kwargs)
+
+
+def refuse_attentions(config: Any, options: dict[str, Any]) -> None:
+    """Refuse a wish for attention weights, which never exist.
+
+    Raises:
+        NotImplementedError: output_attentions is set, in a call's options or in the config.
+    """
+    if options.get("output_attentions") or getattr(config, "output_attentions", False):
+        raise NotImplementedError("output_attentions: expected False, as attention weights never exist, got True")

@@ -27,7 +27,7 @@ def swat_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What `swat_attention` needs to know beside q, k and v; registered as the mask of "swat_flex".
+    """Document ids for `swat_attention`; registered as the mask of "swat_flex".
 
     Four-dimensional, because transformers hands a mask of four dimensions on as it is.
 
@@ -52,18 +52,23 @@ def swat_mask(
         )
     if attention_mask is not None:
         device = attention_mask.device
-        shown = F.pad(attention_mask, (0, max(0, kv_offset + kv_length - attention_mask.shape[1])))
+        # Also of a traced length; torch leaves sym_max untyped.
+        missing = torch.sym_max(0, kv_offset + kv_length - attention_mask.shape[1])  # type: ignore[no-untyped-call]
+        shown = F.pad(attention_mask, (0, missing))
         ids = shown[:, kv_offset : kv_offset + kv_length].to(torch.int32) - 1
     elif q_length == kv_length and not allow_is_causal_skip:
         ids = packed_ids(mask_function, batch_size, q_length, device)
     else:
         ids = None
     used = q_offset + q_length - kv_offset
-    if isinstance(used, int) and used == kv_length:
+    if not isinstance(used, Tensor) and used == kv_length:
         return None if ids is None else ids[:, None, None]
     if ids is None:
         ids = torch.zeros(batch_size, kv_length, dtype=torch.int32, device=device)
-    used = torch.as_tensor(used, dtype=torch.int32, device=ids.device).expand(batch_size, kv_length)
+    if isinstance(used, Tensor):
+        used = used.to(ids.device, torch.int32).expand(batch_size, kv_length)
+    else:
+        used = torch.full_like(ids, used)
     return torch.stack((ids, used), 1)[:, None]
 
 
@@ -80,8 +85,11 @@ def packed_ids(mask_function: MaskFunction, batch: int, length: int, device: tor
 
 
 def is_expressible(mask_function: MaskFunction) -> bool:
-    """Whether a mask is made of causal, sliding-window and packing parts alone. Not asked while tracing, which cannot
-    look into closures; a chunked or blockwise model is refused when it first runs eagerly."""
+    """Tell whether a mask is made of causal, sliding-window and packing parts alone.
+
+    A trace cannot look into closures and takes it for granted; a chunked or blockwise model is refused when it first
+    runs eagerly.
+    """
     if torch.compiler.is_compiling():
         return True
     code = getattr(mask_function, "__code__", None)
@@ -109,9 +117,15 @@ _COMBINATIONS = {
 def aligned(
     key: Tensor, value: Tensor, mask: Tensor | None, window: int | None, queries: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(k, v, document_ids) for `flex_swat`, whose last key is the last query's, from a cache's keys and `swat_mask`.
+    """Keys, values and document ids for `flex_swat`, which wants the last key to be the last query's.
 
-    A static cache is read window + queries − 1 keys at a time, so that its unused slots cost nothing.
+    Of a static cache the last window + queries − 1 keys in use are taken, so that unused slots cost nothing.
+
+    Args:
+        key, value: `[B, H, slots, D]` from a cache.
+        mask: from `swat_mask`.
+        window: keys per query; None is all.
+        queries: new tokens.
     """
     if mask is None:
         return key, value, None

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM
+import functools
+from typing import Any
+
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
 from transformers.masking_utils import AttentionMaskInterface
 
 from swat_flex.hf.attention import swat_attention
+from swat_flex.hf.causal import SwatForCausalLM, SwatForSequenceClassification
 from swat_flex.hf.config import SwatModelConfig
 from swat_flex.hf.mask import swat_mask
-from swat_flex.hf.model import SwatForCausalLM, SwatModel
+from swat_flex.hf.model import SwatModel
 
 
 def register() -> None:
@@ -20,5 +31,38 @@ def register() -> None:
     AutoConfig.register(SwatModelConfig.model_type, SwatModelConfig, exist_ok=True)
     AutoModel.register(SwatModelConfig, SwatModel, exist_ok=True)
     AutoModelForCausalLM.register(SwatModelConfig, SwatForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(SwatModelConfig, SwatForSequenceClassification, exist_ok=True)
     AttentionInterface.register(SwatModelConfig.model_type, swat_attention)
     AttentionMaskInterface.register(SwatModelConfig.model_type, swat_mask)
+    if not hasattr(PreTrainedConfig.save_pretrained, "__wrapped__"):
+        PreTrainedConfig.save_pretrained = _remembering(PreTrainedConfig.save_pretrained)
+
+
+def _remembering(save_pretrained: Any) -> Any:
+    """Make configurations write attn_implementation where it is "swat_flex".
+
+    transformers writes it nowhere, so a model trained with it would come back with a softmax and say nothing. Written,
+    it comes back as it was, and a program that does not import this module gets an error instead.
+    """
+
+    @functools.wraps(save_pretrained)
+    def save(self: PreTrainedConfig, *args: Any, **kwargs: Any) -> Any:
+        used = _used_by(self)
+        if not used:
+            return save_pretrained(self, *args, **kwargs)
+        self.attn_implementation = used
+        try:
+            return save_pretrained(self, *args, **kwargs)
+        finally:
+            del self.attn_implementation
+
+    return save
+
+
+def _used_by(config: PreTrainedConfig) -> str | dict[str, str]:
+    """The attn_implementation to write: "swat_flex", or which parts of a composite model use it, or nothing."""
+    name = SwatModelConfig.model_type
+    if config._attn_implementation == name:
+        return name
+    parts = {key: getattr(config, key, None) for key in config.sub_configs}
+    return {key: name for key, part in parts.items() if getattr(part, "_attn_implementation", None) == name}

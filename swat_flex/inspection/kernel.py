@@ -45,7 +45,7 @@ class Inspection:
 
     @property
     def has_float64(self) -> bool:
-        """Whether anything is computed in float64 or converted from or to it."""
+        """Tell whether anything is computed in float64 or converted from or to it."""
         return any(
             i.kind == "float64" or re.search(r"\bF64\b|64H\b|_f64|\bDMMA\b", i.opcode) for i in self.instructions
         )
@@ -119,7 +119,7 @@ def compile_for(
             "i32". A pointer is taken to be aligned to 16 bytes, as torch allocates and as a launch would specialise;
             "*bf16:1" takes nothing for granted, and "i32:16" promises a multiple of 16.
         constexprs: values of the compile-time arguments; those with a default may be left out.
-        target: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942".
+        target: one of `TARGETS`, as "sm_90".
         options: Triton's: num_warps, num_stages, maxnreg…
 
     Returns:

@@ -119,6 +119,34 @@ TARGETS: dict[str, Target] = {
             ),
         ),
         _cuda(
+            86,
+            shared=100,
+            max_warps=48,
+            max_blocks=16,
+            rates=Rates(
+                tensor={"16-bit": 1024, "tf32": 512},
+                special=16,
+                float32=128,
+                float64=2,
+                issue=4,
+                source=_GUIDE + "NVIDIA A10 datasheet",
+            ),
+        ),
+        _cuda(
+            89,
+            shared=100,
+            max_warps=48,
+            max_blocks=24,
+            rates=Rates(
+                tensor={"16-bit": 1024, "tf32": 512, "8-bit": 2048},
+                special=16,
+                float32=128,
+                float64=2,
+                issue=4,
+                source=_GUIDE + "NVIDIA L40S datasheet",
+            ),
+        ),
+        _cuda(
             90,
             shared=228,
             max_warps=64,
@@ -190,6 +218,8 @@ GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
         Gpu("A100", "sm_80", 108, 1.410e9, 2.039e12, "NVIDIA A100 80GB SXM datasheet: 312 TFLOP/s dense bf16"),
+        Gpu("A10", "sm_86", 72, 1.695e9, 6.0e11, "NVIDIA A10 datasheet: 125 TFLOP/s dense bf16"),
+        Gpu("L40S", "sm_89", 142, 2.490e9, 8.64e11, "NVIDIA L40S datasheet: 362 TFLOP/s dense bf16"),
         Gpu("H100", "sm_90", 132, 1.830e9, 3.35e12, "NVIDIA H100 SXM datasheet: 989 TFLOP/s dense bf16"),
         Gpu("H200", "sm_90", 132, 1.830e9, 4.8e12, "NVIDIA H200 SXM datasheet: 989 TFLOP/s dense bf16"),
         Gpu("B200", "sm_100", 148, 1.856e9, 7.7e12, "NVIDIA HGX B200 datasheet: 2250 TFLOP/s dense bf16"),

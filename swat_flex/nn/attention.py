@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from swat_flex.api import flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
-from swat_flex.nn.config import SwatConfig
-from swat_flex.positions import apply_rope, document_ids_from_attention_mask
+from swat_flex.nn.config import Slopes, SwatConfig, slopes_for
+from swat_flex.positions import apply_rope, document_ids_from_attention_mask, per_head_dtype
 
 if TYPE_CHECKING:
     from swat_flex.distributed import Shard
 
 
-class OtherCache(Protocol):
-    """A layer's keys and values kept in another way than a ring; `SwatAttention` goes on from it too."""
+class KeyValueCache(Protocol):
+    """Keys and values of one layer, kept in whatever way: what `SwatAttention` needs of a cache that is no ring."""
 
     def positions(self, tokens: int, mask: Tensor | None = None) -> Tensor:
         """`[tokens]` or `[B, tokens]`: positions of the next tokens, for rope."""
 
     def update(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Append, and return `flex_swat`'s k, v and document_ids: the last key is that of the last new token."""
+        """Append k and v. Returns keys, values and document_ids for `flex_swat`; the last key is the last new one."""
 
 
 class SwatAttention(nn.Module):
@@ -62,7 +62,7 @@ class SwatAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights N(0, init_std²), the output's divided by √(2·layers); norms 1; slopes and bias as configured."""
+        """Draw weights from N(0, init_std²), the output's divided by √(2·layers); reset norms, slopes and bias."""
         std = self.config.init_std
         for linear in (self.query, self.key, self.value):
             nn.init.normal_(linear.weight, std=std)
@@ -81,7 +81,7 @@ class SwatAttention(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: RingCache | OtherCache | None = None,
+        cache: RingCache | KeyValueCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         shard: Shard | None = None,
@@ -92,7 +92,7 @@ class SwatAttention(nn.Module):
             x: `[B, L, hidden_size]`.
             document_ids: int `[B, L]` or `[L]`: tokens see each other only under equal ids, a negative one is padding.
                 Not with a cache.
-            cache: of this layer (`SwatTransformer.new_cache`, or any `OtherCache`). Keys are kept after rope.
+            cache: of this layer (`SwatTransformer.new_cache`, or any `KeyValueCache`). Keys are kept after rope.
             positions: int `[L]` or `[B, L]` for rope, which tells only differences: they may go on through packed
                 documents. None counts from 0, or from the cache's length.
             mask: bool `[B, L]`, False for padding: it sees nothing and is seen by nothing.
@@ -115,7 +115,9 @@ class SwatAttention(nn.Module):
                 positions = cache.positions(length, mask)
             q, k = (apply_rope(y, positions, base=self.config.rope_base) for y in (q, k))
         out = (
-            self._attend(q, k, v, document_ids, mask, shard) if cache is None else self._continue(q, k, v, cache, mask)
+            self._attend(q, k, v, document_ids, mask, shard)
+            if cache is None
+            else self._attend_cached(q, k, v, cache, mask)
         )
         attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
         return attended
@@ -123,10 +125,10 @@ class SwatAttention(nn.Module):
     def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.query, self.key, self.value
 
-    def _bias(self, q: Tensor) -> tuple[Tensor | None, Tensor | float | None]:
+    def _bias(self, q: Tensor) -> tuple[Slopes, Tensor | float | None]:
         """(slopes, logit_bias) in the dtype `flex_swat` wants for q, whatever the parameters were cast to."""
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        slopes = self.config.head_slopes(q.device, dtype) if self.slopes is None else self.slopes.to(dtype)
+        dtype = per_head_dtype(q)
+        slopes = slopes_for(self.config, q) if self.slopes is None else self.slopes.to(dtype)
         if self.logit_bias is None:
             return slopes, self.config.bias_of(self.window)
         return slopes, self.logit_bias.to(dtype)
@@ -149,8 +151,14 @@ class SwatAttention(nn.Module):
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip
 
-    def _continue(self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | OtherCache, mask: Tensor | None) -> Tensor:
-        """Few tokens of a sigmoid, no padding among several and no gradient wanted: decode; else prefill."""
+    def _attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: RingCache | KeyValueCache, mask: Tensor | None
+    ) -> Tensor:
+        """Attend to the cache and the new tokens, and append these.
+
+        A ring is decoded when the tokens are few and unpadded, the activation is the sigmoid and no gradient is wanted;
+        otherwise it is prefilled.
+        """
         slopes, logit_bias = self._bias(q)
         if not isinstance(cache, RingCache):
             keys, values, ids = cache.update(k, v, mask)

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swat_flex.positions import Schedule, alibi_slopes
+from swat_flex.positions import Schedule, alibi_slopes, per_head_dtype
+from swat_flex.tracing import can_cache, is_traced
 
+Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
 
 
@@ -86,7 +88,7 @@ class SwatConfig:
 
     @property
     def channels(self) -> int:
-        """Of a head."""
+        """Channels of a head."""
         return self.hidden_size // self.heads if self.head_dim is None else self.head_dim
 
     @property
@@ -97,7 +99,7 @@ class SwatConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """One per layer."""
+        """Keys per query of each layer."""
         return self.window if isinstance(self.window, tuple) else (self.window,) * self.layers
 
     def head_slopes(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -120,17 +122,42 @@ class SwatConfig:
         return self.logit_bias
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them; `from_dict` turns them back."""
+        """Give the fields as plain values, as JSON has them; `from_dict` turns them back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SwatConfig:
-        """From `to_dict`; an unknown name raises ValueError."""
+        """Make a configuration from what `to_dict` gave; an unknown name raises ValueError."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
                 raise ValueError(f"values: expected fields of SwatConfig ({', '.join(sorted(known))}), got {name!r}")
         return cls(**values)
+
+
+def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
+    """`flex_swat`'s argument slopes for the fixed slopes of a configuration, made once per device and dtype.
+
+    Args:
+        config: the model's.
+        q: `[B, heads, L, D]`, whose device and dtype they are for.
+    """
+    if config.slopes in (None, "balanced", "alibi"):
+        return config.slopes  # type: ignore[return-value] # flex_swat knows these names, and keeps their slopes
+    dtype = per_head_dtype(q)
+    if is_traced(q):
+        return config.head_slopes(q.device, dtype)
+    key = (config.slopes, config.slope_schedule, q.device, dtype)
+    made = _made.get(key)
+    if made is None:
+        made = config.head_slopes(q.device, dtype)
+        assert made is not None
+        if can_cache(made) and len(_made) < 256:
+            _made[key] = made
+    return made
+
+
+_made: dict[tuple[str | None, str, torch.device, torch.dtype], Tensor] = {}
 
 
 def _check_sizes(config: SwatConfig) -> None:

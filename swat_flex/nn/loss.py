@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -39,25 +41,46 @@ def chunked_cross_entropy(
     Raises:
         ValueError: targets of another shape than hidden's tokens, chunk < 1, or an unknown reduction.
     """
+    return head_cross_entropy(
+        hidden, functools.partial(F.linear, weight=weight), targets, weight.shape[0], chunk=chunk, reduction=reduction
+    )
+
+
+def head_cross_entropy(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    vocabulary: int,
+    *,
+    chunk: int | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """`chunked_cross_entropy` of the logits that a head makes, whatever it does: a module with hooks or adapters too.
+
+    Args:
+        hidden, targets, chunk, reduction: as in `chunked_cross_entropy`.
+        head: from `[N, D]` to logits `[N, V]`; called once per chunk, and once more in the backward pass.
+        vocabulary: V.
+    """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"targets: expected hidden's tokens {list(hidden.shape[:-1])}, got {list(targets.shape)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1 token, got {chunk}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    chunk = max(1, CHUNK_LOGITS // weight.shape[0]) if chunk is None else chunk
+    chunk = max(1, CHUNK_LOGITS // vocabulary) if chunk is None else chunk
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     tokens = hidden.shape[0]
     if tokens <= chunk:
-        total = _sum(hidden, weight, targets)
+        total = _sum(hidden, head, targets)
     else:
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for rows, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-            total = total + checkpoint(_sum, rows, weight, wanted, use_reentrant=False)
+            total = total + checkpoint(_sum, rows, head, wanted, use_reentrant=False)
     return total if reduction == "sum" else total / (targets != IGNORED).sum()
 
 
-def _sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight)
+def _sum(hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+    logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")

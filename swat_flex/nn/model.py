@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from swat_flex.decode import RingCache
 from swat_flex.nn import sampling
-from swat_flex.nn.attention import OtherCache, SwatAttention
+from swat_flex.nn.attention import KeyValueCache, SwatAttention
 from swat_flex.nn.config import SwatConfig
-from swat_flex.nn.loss import IGNORED, chunked_cross_entropy
+from swat_flex.nn.loss import IGNORED, head_cross_entropy
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -34,7 +34,7 @@ class SwiGLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, init_std²), the output's divided by √(2·layers)."""
+        """Draw weights from N(0, init_std²), the output's divided by √(2·layers)."""
         std = self.config.init_std
         nn.init.normal_(self.gate.weight, std=std)
         nn.init.normal_(self.up.weight, std=std)
@@ -60,7 +60,7 @@ class SwatBlock(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: RingCache | OtherCache | None = None,
+        cache: RingCache | KeyValueCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         shard: Shard | None = None,
@@ -128,7 +128,7 @@ class SwatTransformer(nn.Module):
         self,
         tokens: Tensor,
         document_ids: Tensor | None = None,
-        cache: Sequence[RingCache | OtherCache] | None = None,
+        cache: Sequence[RingCache | KeyValueCache] | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         *,
@@ -140,7 +140,7 @@ class SwatTransformer(nn.Module):
         Args:
             tokens: int `[B, L]`.
             document_ids: int `[B, L]` or `[L]`, packed documents; a negative id is padding. Not with a cache.
-            cache: from `new_cache`, or any `OtherCache` per layer; the tokens go on from it and are appended to it.
+            cache: from `new_cache`, or any `KeyValueCache` per layer; the tokens go on from it and are appended to it.
             positions: int `[L]` or `[B, L]` for rope; None counts from 0 or goes on from the cache.
             mask: bool `[B, L]`, False for padding, at any place.
             targets: int64 `[B, L]`, the token that follows each; −100 does not count.
@@ -161,10 +161,10 @@ class SwatTransformer(nn.Module):
         x = self.features(self.embedding(tokens), document_ids, cache, positions, mask)
         if targets is not None:
             if self.context is None or cache is not None:
-                return chunked_cross_entropy(x, self.head.weight, targets)
+                return head_cross_entropy(x, self.head, targets, self.config.vocab_size)
             counted = (targets != IGNORED).sum()
             torch.distributed.all_reduce(counted, group=self.context.get_group())
-            part = chunked_cross_entropy(x, self.head.weight, targets, reduction="sum")
+            part = head_cross_entropy(x, self.head, targets, self.config.vocab_size, reduction="sum")
             return part / counted * self.context.size()
         if logits_to_keep is not None:
             x = x[:, x.shape[1] - logits_to_keep :]
@@ -175,7 +175,7 @@ class SwatTransformer(nn.Module):
         self,
         x: Tensor,
         document_ids: Tensor | None = None,
-        cache: Sequence[RingCache | OtherCache] | None = None,
+        cache: Sequence[RingCache | KeyValueCache] | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -198,7 +198,7 @@ class SwatTransformer(nn.Module):
         return normed
 
     def _shard(self, x: Tensor, document_ids: Tensor | None, mask: Tensor | None) -> Shard:
-        """What the ranks of `context` hold of these rows; one small all-gather for all layers."""
+        """Ask the ranks of `context` which tokens of the rows they hold: one small all-gather for all layers."""
         from swat_flex.distributed import Shard, shard_lengths  # seconds of import that one process does not need
 
         assert self.context is not None
@@ -264,7 +264,7 @@ class SwatTransformer(nn.Module):
         stream: Callable[[Tensor], None] | None = None,
         prefill: int = 4096,
     ) -> Tensor:
-        """Continue each row, token by token, in constant memory; see `sampling.generate`, which this is."""
+        """Continue each row, token by token, in constant memory. Arguments as `sampling.generate`."""
         return sampling.generate(
             self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, mask=mask, stop=stop,
             generator=generator, stream=stream, prefill=prefill,

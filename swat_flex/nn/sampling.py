@@ -12,7 +12,7 @@ from swat_flex.decode import RingCache
 
 
 class Decoder(Protocol):
-    """What `generate` needs of a model; `SwatTransformer` has it."""
+    """Protocol of a model that `generate` can run, such as `SwatTransformer`."""
 
     def __call__(self, tokens: Tensor, *, cache: Any, mask: Tensor | None = None, logits_to_keep: int) -> Tensor: ...
 
@@ -90,7 +90,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One token per row, `[B]` int64, from logits `[B, V]`; arguments as in `generate`."""
+    """Draw one token per row, `[B]` int64, from logits `[B, V]`; arguments as in `generate`."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature

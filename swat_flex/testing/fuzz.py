@@ -6,27 +6,30 @@ Cases follow from the seed: each backend has a stream of rounds, each round a se
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import os
-import tempfile
 import time
 import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autotune.files import write_whole
+from swat_flex.inspection import emulated
 from swat_flex.problem import Backend
 from swat_flex.testing.case import SwatCase
 from swat_flex.testing.check import Verdict, check
 
 ROUND = 20  # cases of one seed
 FIRST = 60  # cases that each backend gets before time is shared
-SHRINKS = 400  # attempts to make a failing case smaller
+SHRINKS = 400  # attempts to make a failing case smaller,
+EMULATED_SHRINKS = 60  # and where each may compile a kernel and takes seconds
 FAMILY_SECONDS = 60.0  # between two compilations of `flex`
 
 
@@ -38,14 +41,16 @@ class Failure:
     backend: Backend
     device: str
     text: str
+    emulate: str | None = None  # see Plan
 
     def reproducer(self) -> str:
         """Three lines of Python that fail the same way."""
-        return (
-            "from swat_flex.testing.case import SwatCase\n"
-            "from swat_flex.testing.check import check\n"
-            f"check({self.case!r}, {self.backend!r}, {self.device!r})"
-        )
+        lines = ["from swat_flex.testing.case import SwatCase", "from swat_flex.testing.check import check"]
+        call = f"check({self.case!r}, {self.backend!r}, {self.device!r})"
+        if self.emulate is not None:
+            lines.insert(0, "from swat_flex.inspection import emulated")
+            call = f"with emulated({self.emulate!r}): {call}"
+        return "\n".join([*lines, call])
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads; whole or not at all."""
@@ -54,19 +59,10 @@ class Failure:
             "backend": self.backend,
             "device": self.device,
             "failure": self.text,
+            "emulate": self.emulate,
         }
         record |= {"reproducer": self.reproducer().splitlines(), "torch": torch.__version__}
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(record, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_whole(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Failure:
@@ -74,20 +70,21 @@ class Failure:
         try:
             record = json.loads(path.read_text())
             case = SwatCase.from_json(record["case"])
-            return cls(case, record["backend"], record["device"], record["failure"])
+            return cls(case, record["backend"], record["device"], record["failure"], record.get("emulate"))
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected a file that `swat-flex fuzz` wrote, got {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to search; `worker` tells apart processes that share a plan."""
+    """What to search; `worker` tells apart processes that share a plan, `emulate` names a GPU whose code a CPU runs."""
 
     backends: tuple[Backend, ...]
     device: str = "cpu"
     dtypes: tuple[str, ...] | None = None
     seed: int = 0
     worker: int = 0
+    emulate: str | None = None
 
 
 @dataclass(slots=True)
@@ -130,35 +127,35 @@ def search(plan: Plan, record: Record, over: Callable[[], bool]) -> Failure | No
     return None
 
 
-def _round(plan: Plan, stream: _Stream, cases: int, record: Record, over: Callable[[], bool]) -> Failure | None:
+def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callable[[], bool]) -> Failure | None:
     """One run of hypothesis: its first failure, shrunk."""
     import hypothesis
-
-    from swat_flex.testing.strategies import cases_for
 
     backend = stream.backend
     found: Failure | None = None
     attempts = 0
+    most = SHRINKS if plan.emulate is None else EMULATED_SHRINKS
 
     def attempt(case: SwatCase) -> None:
         nonlocal found, attempts
         if found is None and over():
             return
         attempts += found is not None
-        if found is not None and attempts > SHRINKS and case != found.case:
+        if found is not None and attempts > most and case != found.case:
             return  # the smallest so far must go on failing, or hypothesis calls it flaky
         try:
-            verdict = check(case, backend, plan.device)
+            with _running(plan.emulate):
+                verdict = check(case, backend, plan.device)
         except Exception as error:
-            found = Failure(case, backend, plan.device, _words(error))
+            found = Failure(case, backend, plan.device, _words(error), plan.emulate)
             raise
         if found is None:
             record(backend, case, verdict)
 
     seed = zlib.crc32(f"{plan.seed} {plan.worker} {backend} {stream.rounds}".encode())
-    strategy = cases_for(backend, plan.device, plan.dtypes, stream.family)
+    strategy = cases(plan, backend, stream.family)
     settings = hypothesis.settings(
-        max_examples=cases, deadline=None, database=None, report_multiple_bugs=False,
+        max_examples=count, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
         phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
     )  # fmt: skip
@@ -172,13 +169,27 @@ def _round(plan: Plan, stream: _Stream, cases: int, record: Record, over: Callab
     return found
 
 
+def cases(plan: Plan, backend: Backend, family: int | None = None) -> Any:
+    """The strategy that a plan draws from; ValueError if the backend has none of the dtypes."""
+    from swat_flex.testing.strategies import cases_for
+
+    with _running(plan.emulate):
+        return cases_for(backend, plan.device, plan.dtypes, family)
+
+
 def replay(failure: Failure) -> Failure | None:
     """Run the case again: how it fails now, or None if it passes."""
     try:
-        check(failure.case, failure.backend, failure.device)
+        with _running(failure.emulate):
+            check(failure.case, failure.backend, failure.device)
     except Exception as error:
-        return Failure(failure.case, failure.backend, failure.device, _words(error))
+        return dataclasses.replace(failure, text=_words(error))
     return None
+
+
+def _running(emulate: str | None) -> AbstractContextManager[object]:
+    """Let backend `triton` run code compiled for a GPU that is not here, or change nothing."""
+    return contextlib.nullcontext() if emulate is None else emulated(emulate)
 
 
 def _words(error: Exception) -> str:
@@ -187,7 +198,9 @@ def _words(error: Exception) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 
-def available(device: str) -> dict[Backend, str | None]:
+def available(device: str, emulate: str | None = None) -> dict[Backend, str | None]:
     """Each backend, and why it does not run on the device here, or None."""
+    if emulate is not None:
+        return {"triton": None}
     names: tuple[Backend, ...] = ("cpp", "banded", "flex", "triton")
     return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}

@@ -3,7 +3,7 @@
 from swat_flex.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from swat_flex.training.config import SIZES, TrainingConfig
 from swat_flex.training.data import SEPARATOR, Corpus, Sampler, read_corpus
-from swat_flex.training.loop import Progress, Trainer, load_model
+from swat_flex.training.loop import Progress, Trainer, load_model, model_of
 
 __all__ = [
     "SEPARATOR",
@@ -16,6 +16,7 @@ __all__ = [
     "TrainingConfig",
     "load_checkpoint",
     "load_model",
+    "model_of",
     "read_corpus",
     "save_checkpoint",
 ]

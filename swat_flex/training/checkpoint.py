@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from autotune.files import write_whole
 
 FORMAT = "swat_flex training 1"
 KEPT = 2  # newest files; the one before the newest outlives damage to it
@@ -19,25 +20,18 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of its step; a crash at any moment leaves the earlier ones whole.
+    """Write `state` as the checkpoint of its step, then remove all but the newest KEPT.
 
-    Temporary file, fsync, rename, fsync of the folder; only then the oldest go.
+    A crash at any moment leaves the earlier ones whole.
 
     Args:
         folder: is made where it is missing.
         state: plain values and tensors, with an int "step".
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("step-*.pt.partial"):  # of a run that was killed
+    for left in folder.glob(".step-*.pt.*.tmp"):  # of a run that was killed
         left.unlink(missing_ok=True)
     path = folder / f"step-{state['step']:08d}.pt"
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(folder)
+    write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
@@ -50,7 +44,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, every byte checked, tensors on the CPU. A folder stands for its newest.
+    """Read a checkpoint and check every byte; tensors are on the CPU. A folder stands for its newest.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -88,14 +82,3 @@ def _first_line(error: Exception) -> str:
 def _advice(path: Path) -> str:
     older = [other for other in checkpoints(path.parent) if other.name < path.name]
     return f"; move it away to go on from {older[-1].name}" if older else ""
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in the folder durable, where the system lets a folder be opened."""
-    if os.name == "nt":
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -34,7 +34,8 @@ class Corpus:
 
 
 class Batch(NamedTuple):
-    """tokens int64 `[B, L]`, targets int64 `[B, L]` (the token that follows), document_ids int32 `[B, L]`."""
+    """Rows to train on: tokens int64 `[B, L]`, targets int64 `[B, L]` (the token that follows), document_ids int32
+    `[B, L]`."""
 
     tokens: Tensor
     targets: Tensor
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
 
 
 def read_corpus(folder: Path | None = None, pattern: str = "*") -> Corpus:
-    """Every text file below a folder, or one file; None is Python's standard library without its tests.
+    """Read every text file below a folder, or one file; None is Python's standard library without its tests.
 
     Text is UTF-8 without NUL bytes; hidden files and folders, caches and installed packages are left out. A file is
     held out when the hash of its path below the folder falls under HELD_OUT: the same files on every machine; at least
@@ -75,7 +76,7 @@ def read_corpus(folder: Path | None = None, pattern: str = "*") -> Corpus:
 
 
 def _texts(root: Path, pattern: str, skipped: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """(path below root, contents) of every text, in the order of their paths."""
+    """Yield (path below root, contents) of every text, in the order of their paths."""
     paths = [root] if root.is_file() else sorted(root.rglob(pattern), key=lambda path: path.as_posix())
     for path in paths:
         parts = path.relative_to(root).parts or (path.name,)
@@ -95,7 +96,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _split(documents: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
-    """(train, held out)."""
+    """Split documents into those to train on and those held out."""
     if len(documents) == 1:
         (text,) = documents.values()
         cut = max(1, int(len(text) * (1 - HELD_OUT)))
@@ -107,7 +108,7 @@ def _split(documents: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def _share(name: str) -> float:
-    """A number in [0, 1) that the name decides."""
+    """Hash a name to a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
@@ -124,9 +125,9 @@ def rows(stream: Tensor, starts: list[int], length: int) -> Batch:
 
 
 class Sampler:
-    """Random rows of the stream; what step n draws depends on (seed, n) alone, so its state is the step's number.
+    """Random rows of the stream. Step n draws from (seed, n) alone, so there is no state to save.
 
-    With several ranks each takes its share of the same global batch.
+    Several ranks draw the same batch and each takes its share.
 
     Args:
         stream: of a `Corpus`.

@@ -35,12 +35,12 @@ class Progress:
 
     @property
     def bits(self) -> float:
-        """Per token, which is per byte but for the separators between documents."""
+        """Training loss in bits per token: per byte, except that separators between documents count as tokens."""
         return self.loss / math.log(2)
 
 
 class Listener(Protocol):
-    """What a run tells, on the first rank."""
+    """Receiver of what a run tells, on the first rank."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -50,7 +50,7 @@ class Listener(Protocol):
 
 
 class Trainer:
-    """Trains a byte-level model; what it does depends on its arguments alone, and resumed runs repeat to the bit.
+    """Trainer of a byte-level model. A run depends on its arguments alone; one resumed repeats to the bit.
 
     Args:
         model: its configuration; the weights are drawn from the training's seed.
@@ -87,6 +87,7 @@ class Trainer:
         parallel.shard(self.model, self.ranks)
         self.optimizer = _optimizer(self.model, training, self.ranks.device)
         self.step, self.seconds, self.stopping = 0, 0.0, False
+        self.evaluated: tuple[int, float] | None = None  # the last evaluation: after which step, bits per byte
         self._began = 0.0  # on perf_counter's clock, less the seconds of the runs before
 
     def stop(self) -> None:
@@ -120,7 +121,7 @@ class Trainer:
             self._save_and_tell(listener, window)
 
     def _train_step(self, rate: float) -> Tensor:
-        """One step; the mean loss of all its rows, on the device."""
+        """Train one step. Returns the mean loss of all its rows, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.ranks.part(self.sampler(self.step))
@@ -165,6 +166,7 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "evaluated": self.evaluated,
             "model_config": self.model.config.to_dict(),
             "training_config": self.training.to_dict(),
             "corpus": {"fingerprint": text.fingerprint, "folder": text.folder, "pattern": text.pattern},
@@ -196,10 +198,10 @@ class Trainer:
             optim_state_dict=state["optimizer"],
             options=whole,
         )
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.evaluated = state["step"], state["seconds"], state.get("evaluated")
 
     def _check(self, state: dict[str, Any]) -> None:
-        """Whether a checkpoint is of this run; when it ends and how often it evaluates and saves may change."""
+        """Check that a checkpoint is of this run; its end and its intervals may differ."""
         free = {"steps", "minutes", "eval_every", "eval_tokens", "save_every", "gradient_checkpointing"}
         for kind, mine in (("model_config", self.model.config.to_dict()), ("training_config", self.training.to_dict())):
             for name, value in mine.items():
@@ -218,6 +220,7 @@ class Trainer:
 
     def _evaluate_and_tell(self, listener: Listener | None) -> None:
         bits = self.evaluate()
+        self.evaluated = (self.step, bits)
         if listener is not None and self.ranks.first:
             listener.evaluated(self.step, bits)
 
@@ -242,7 +245,7 @@ class _Window:
         self.last = loss
 
     def report(self, trainer: Trainer, listener: Listener | None) -> None:
-        """At most every REPORT_SECONDS."""
+        """Tell the listener the mean loss and the speed, at most every REPORT_SECONDS."""
         now = time.perf_counter()
         if now - self.since < REPORT_SECONDS:
             return
@@ -263,7 +266,7 @@ class _Window:
         self.losses, self.since = [], now
 
     def check(self, step: int) -> None:
-        """Before a checkpoint: no weights that are lost already replace good ones."""
+        """Refuse to save weights whose last loss was not finite: they would replace good ones."""
         if self.last is not None and not math.isfinite(self.last.item()):
             raise _not_finite(step, self.last.item())
 
@@ -276,7 +279,7 @@ def _not_finite(step: int, loss: float) -> FloatingPointError:
 
 
 def _optimizer(model: SwatTransformer, training: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; norms, slopes and biases do not decay."""
+    """Make an AdamW under which norms, slopes and biases do not decay."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
@@ -293,7 +296,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> SwatTransforme
     Raises:
         FileNotFoundError, CheckpointError: as `load_checkpoint`.
     """
-    state = load_checkpoint(path)
+    return model_of(load_checkpoint(path)).to(device)
+
+
+def model_of(state: dict[str, Any]) -> SwatTransformer:
+    """The model of a loaded checkpoint."""
     model = SwatTransformer(SwatConfig.from_dict(state["model_config"]))
     model.load_state_dict(state["model"], strict=True)
-    return model.to(device)
+    return model

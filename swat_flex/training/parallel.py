@@ -15,10 +15,13 @@ from swat_flex.training.data import Batch
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among its equals.
+    """Which of several processes this one is.
 
-    mesh has dimensions "data", over which rows are shared out, and "context", over which the tokens of a row are; None
-    is a process alone. everyone has the same processes in one dimension, over which parameters are sharded.
+    Attributes:
+        device: of this process.
+        mesh: dimensions "data", over which rows are shared out, and "context", over which the tokens of each row are;
+            None for a process alone.
+        everyone: the same processes in one dimension, over which parameters are sharded.
     """
 
     device: torch.device
@@ -42,17 +45,17 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process prints and saves."""
+        """Tell whether this process prints and saves."""
         return self.mesh is None or torch.distributed.get_rank() == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over the processes, in place: what each counts of whole rows is counted by all that share them."""
+        """Sum over all processes, in place. Processes that share a row each count the whole row."""
         if self.mesh is not None:
             torch.distributed.all_reduce(values)
         return values
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Over the processes, in place."""
+        """Mean over all processes, in place."""
         return self.sum(value).div_(self.size * self.context)
 
     def part(self, batch: Batch) -> Batch:
@@ -65,7 +68,10 @@ class Ranks:
         return batch.to(self.device)
 
     def agree(self, *values: float) -> list[float]:
-        """The first process's values, everywhere: clocks and wishes that would else lead apart."""
+        """Broadcast the first process's values, so that all processes stop at the same step.
+
+        Each has a clock of its own and gets its own signals.
+        """
         if self.mesh is None:
             return list(values)
         told = torch.tensor(values, dtype=torch.float64)  # on the CPU, so that no GPU waits for it
@@ -97,16 +103,16 @@ def start(device: torch.device, context: int = 1) -> Ranks:
 
 
 def meshed(device: torch.device, size: int, context: int = 1) -> Ranks:
-    """`size` processes of an initialised group, of which neighbours share rows."""
+    """Arrange the `size` processes of an initialised group: runs of `context` neighbours share the tokens of a row."""
     mesh = init_device_mesh(device.type, (size // context, context), mesh_dim_names=("data", "context"))
     return Ranks(device, mesh, init_device_mesh(device.type, (size,), mesh_dim_names=("everyone",)))
 
 
 def shard(model: SwatTransformer, ranks: Ranks) -> None:
-    """FSDP2: every block's parameters are gathered when it runs. They stay float32; autocast makes them bfloat16.
+    """Shard the parameters over all processes with FSDP2, which gathers those of a block when it runs.
 
-    Over all processes, those that share rows too: each parameter's gradient is then the mean of what all their tokens
-    gave, and nothing is held twice.
+    Processes that share rows take part too: a gradient is the mean over the tokens of all processes, and no parameter
+    is held twice. Parameters stay float32; autocast makes them bfloat16.
     """
     if ranks.mesh is None or ranks.everyone is None:
         return
@@ -120,6 +126,6 @@ def shard(model: SwatTransformer, ranks: Ranks) -> None:
 
 
 def stop(ranks: Ranks) -> None:
-    """Leave the other processes in peace."""
+    """Leave the process group, where there is one."""
     if ranks.mesh is not None:
         torch.distributed.destroy_process_group()

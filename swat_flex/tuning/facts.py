@@ -8,9 +8,8 @@ import torch
 
 from swat_flex.backends.triton import DecodeConfig, TritonConfig
 from swat_flex.backends.triton.config import runs_on
-from swat_flex.backends.triton.offline import compile_kernel
-from swat_flex.backends.triton.offline_decode import compile_decode
-from swat_flex.inspection import TARGETS, inspect_kernel
+from swat_flex.backends.triton.offline import compile_decode, compile_kernel
+from swat_flex.inspection import TARGETS, inspect_kernel, undefined_registers
 from swat_flex.problem import Problem
 
 
@@ -25,8 +24,8 @@ def of_device(device: str) -> tuple[str, int]:
 def complaint(
     kernel: Any, problem: Problem, config: TritonConfig | DecodeConfig, target: str, shared_limit: int
 ) -> str | None:
-    """A reason to reject, or None: what the target lacks, too much shared memory, registers spilled within the loops;
-    half of a decode step's splits without a key.
+    """A reason to reject, or None: what the target lacks, registers that are read and never written, too much shared
+    memory, registers spilled within the loops; half of a decode step's splits without a key.
 
     Args:
         kernel: "forward", "query_gradient" or "key_gradients"; a DecodeConfig is the decode kernel's.
@@ -44,6 +43,9 @@ def complaint(
         compiled = compile_kernel(kernel, problem, target, config=config)
     else:
         return f"asks for descriptors, warp specialisation or pairs, which {kernel} does not have on {target}"
+    if undefined := undefined_registers(compiled.asm.get("ptx", "")):
+        more = f" and {len(undefined) - 1} more" if len(undefined) > 1 else ""
+        return f"reads {undefined[0]}{more} that nothing writes"
     if compiled.metadata.shared > shared_limit:
         return f"needs {compiled.metadata.shared:,} bytes of shared memory, and a block may use {shared_limit:,}"
     if target not in TARGETS:

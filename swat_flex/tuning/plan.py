@@ -34,7 +34,7 @@ class Planned:
         call_seconds: one call of the default, measured on a CPU.
         seconds: this search's share of the time.
         estimate: seconds it will probably take.
-        refusal: why it is not held, or "".
+        refusal: why it is left out, or "".
     """
 
     job: Job
@@ -47,7 +47,7 @@ class Planned:
 
 
 def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
-    """The searches that a problem asks for, the choice between backends last.
+    """List the searches that a problem asks for; the one that chooses between backends comes last.
 
     Raises:
         NotImplementedError: a backend asked for by name that cannot run the problem.
@@ -80,7 +80,7 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
 
 
 def _decode_job(spec: Spec, backend: str) -> Job:
-    """The search of a step; where "auto" cannot hold it here, the plan says why."""
+    """Return the search for a step of decoding; where "auto" cannot run it here, the plan says why."""
     if backend not in ("auto", "triton"):
         raise ValueError(f"backend: expected one that has something to tune in decoding, triton, got {backend!r}")
     if backend == "triton" and (reason := triton.supports(spec.problem)):
@@ -89,7 +89,7 @@ def _decode_job(spec: Spec, backend: str) -> Job:
 
 
 def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
-    """Equal shares of the time, and what each is enough for."""
+    """Give each search an equal share of the time, and say how many candidates fit into it."""
     return [_planned(job, seconds / len(jobs)) for job in jobs]
 
 
@@ -112,14 +112,17 @@ def _planned(job: Job, seconds: float) -> Planned:
 
 
 def enough_for(size: int, call_seconds: float, seconds: float) -> int:
-    """How many of `size` candidates a time is enough for, two at least; those without a call's time compile."""
+    """Count how many of `size` candidates fit into `seconds`, at least two.
+
+    Without a call's time (0.0) a candidate costs its compilation, which takes far longer than its calls.
+    """
     sample = max(call_seconds, SAMPLE_SECONDS)
     each, last = (CALLS * sample, FINAL * sample) if call_seconds else (GPU_COMPILE_SECONDS, 0.0)
     return max(2, min(size, int((seconds - last) / each)))
 
 
 def _call_seconds(job: Job, seconds: float) -> float:
-    """One call of the default on a CPU: guessed where that alone rules a comparison out, else measured."""
+    """Return the seconds of one call of the default on a CPU: measured, or guessed where a call would take too long."""
     problem = job.spec.problem
     guess = problem.flops(backward=problem.needs_grad) / CPU_FLOPS
     if LEAST * guess > 4 * seconds:

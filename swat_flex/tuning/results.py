@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,15 +11,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One search.
+    """What one search found.
 
     Attributes:
         name: the tunable's, "banded.forward".
         shape: the problem, in words.
-        result: what the search measured; None when it was not held.
-        entry: what is kept; None when nothing was right, or the search was not held.
+        result: what the search measured; None when it was left out.
+        entry: what is kept; None when nothing was right, or the search was left out.
         saved: whether the entry is on disk; else it lasts as long as this process.
-        note: why it was not held, or why nothing is kept.
+        note: why it was left out, or why nothing is kept.
     """
 
     name: str
@@ -54,21 +53,21 @@ class Tuned:
     """All that one call of `tune` found.
 
     Attributes:
-        outcomes: one per search, in order.
-        folder: where entries are kept.
+        outcomes: what each search found, in the order of the searches.
+        place: where entries are kept, in words.
         seconds: how long it took.
         interrupted: whether Ctrl-C ended it.
     """
 
     outcomes: tuple[Outcome, ...]
-    folder: Path
+    place: str
     seconds: float
     interrupted: bool
 
     def __str__(self) -> str:
         saved = sum(outcome.saved for outcome in self.outcomes)
         unsaved = sum(outcome.entry is not None and not outcome.saved for outcome in self.outcomes)
-        where = f"{saved} saved in {self.folder}"
+        where = f"{saved} saved in {self.place}"
         if unsaved:
             where += f", {unsaved} kept for this process only (set AUTOTUNE_DIR to a folder that can be written)"
         ended = "interrupted after" if self.interrupted else "in"

@@ -1,4 +1,4 @@
-"""Hold the planned searches one after another and keep what they find."""
+"""Run the planned searches one after another and keep what they find."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TIMEOUT = 180.0  # seconds for one step of a candidate; FlexAttention's compilat
 OnEvent = Callable[[Planned, Event[Any]], object]
 
 
-def hold(
+def run_searches(
     planned: Sequence[Planned], seconds: float, on_event: OnEvent, on_outcome: Callable[[Outcome], object]
 ) -> Tuned:
-    """Search each in turn; what one does not use of its time goes to those after it.
+    """Run each search in turn; the time that one does not use goes to those after it.
 
-    Later searches of a problem run with the winners of the earlier. After Ctrl-C nothing more is searched, and what was
-    measured is kept.
+    Later searches of a problem run with the configurations that won the earlier ones. After Ctrl-C no further search
+    starts, and what was measured is kept.
     """
     started, waiting = time.monotonic(), list(planned)
     outcomes: list[Outcome] = []
@@ -48,7 +48,7 @@ def hold(
             on_outcome(outcome)
     except KeyboardInterrupt:  # between two searches
         interrupted = True
-    return Tuned(tuple(outcomes), tuned.store().folder, time.monotonic() - started, interrupted)
+    return Tuned(tuple(outcomes), tuned.store().place, time.monotonic() - started, interrupted)
 
 
 def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
@@ -76,7 +76,7 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
 
 
 def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
-    """On a CPU in this process, whose operators crash nothing; on a device in processes of their own."""
+    """Run CPU candidates in this process; GPU candidates in workers, because a bad kernel can kill its process."""
     if job.spec.device == "cpu":
         return LocalRunner(SwatTask(job))
     runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:build", job, workers=WORKERS, timeout=TIMEOUT)
@@ -84,14 +84,14 @@ def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
 
 
 def _budget(item: Planned) -> Budget:
-    """Time for trying candidates: what the final comparison, and the round in progress, will need is set aside."""
+    """Limit the trying of candidates, so that time is left for the round in progress and the final comparison."""
     sample = max(item.call_seconds, SAMPLE_SECONDS)
     exploring = max(item.seconds - 1.3 * (FINAL + CALLS + FINALISTS) * sample, item.seconds / 20, 0.01)
     return Budget(seconds=exploring, trials=enough_for(item.size, item.call_seconds, item.seconds))
 
 
 def _keep(entry: Entry) -> bool:
-    """Save an entry; one of an interrupted search replaces no better one."""
+    """Save an entry; an interrupted search's does not replace a better one."""
     store = tuned.store()
     saved = store.merge([entry]).unsaved == 0 if entry.interrupted else store.put(entry)
     tuned.refresh()

@@ -9,73 +9,59 @@ import torch
 from swat_flex.problem import Problem, WindowLike
 from swat_flex.window import Window
 
+Sizes = tuple[int, int, int, int, int]  # batch, query heads, key heads, keys, head dimension
 
-@dataclass(frozen=True)
-class Shape:
-    """Self-attention, or its last `queries` rows.
 
-    Attributes:
-        batch: sequences.
-        q_heads: heads of queries.
-        kv_heads: heads of keys and values.
-        length: keys, in tokens.
-        head_dim: of keys and values.
-        queries: None is all.
-    """
-
-    batch: int
-    q_heads: int
-    kv_heads: int
-    length: int
-    head_dim: int
-    queries: int | None = None
-
-    def problem(self, window: WindowLike, dtype: torch.dtype, device: torch.device, backward: bool) -> Problem:
-        """With the default slopes, without bias and documents."""
-        return Problem(
-            batch=self.batch,
-            q_heads=self.q_heads,
-            kv_heads=self.kv_heads,
-            q_len=self.length if self.queries is None else self.queries,
-            kv_len=self.length,
-            head_dim=self.head_dim,
-            value_dim=self.head_dim,
-            dtype=dtype,
-            device=device,
-            window=Window.of(window),
-            activation="sigmoid",
-            has_slopes=True,
-            has_logit_bias=False,
-            has_documents=False,
-            needs_grad=backward,
-        )
+def self_attention(
+    sizes: Sizes,
+    window: WindowLike,
+    dtype: torch.dtype,
+    device: torch.device,
+    backward: bool,
+    queries: int | None = None,
+) -> Problem:
+    """Describe self-attention, or its last `queries` rows, with the default slopes."""
+    batch, q_heads, kv_heads, length, head_dim = sizes
+    return Problem(
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        q_len=length if queries is None else queries,
+        kv_len=length,
+        head_dim=head_dim,
+        value_dim=head_dim,
+        dtype=dtype,
+        device=device,
+        window=Window.of(window),
+        needs_grad=backward,
+    )
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A named set of problems, each (shape, window), of `flex_swat` or of `swat_decode`."""
+class ShapeSet:
+    """Sizes and windows that are tuned together, of `flex_swat` or, one token at a time, of `swat_decode`."""
 
-    cases: tuple[tuple[Shape, WindowLike], ...]
+    cases: tuple[tuple[Sizes, WindowLike], ...]
     dtype: torch.dtype
     backward: bool
     decode: bool = False
 
 
-PRESETS = {
+SHAPE_SETS = {
     # Llama-2- and Llama-3-like layers of 7B and 8B parameters, at 16k tokens a step.
-    "train-7b": Preset(
-        tuple((Shape(16384 // n, 32, heads, n, 128), window) for n in (4096, 16384) for heads in (32, 8)
+    "train-7b": ShapeSet(
+        tuple(((16384 // n, 32, heads, n, 128), window) for n in (4096, 16384) for heads in (32, 8)
               for window in (1024, 4096) if window < n),
         torch.bfloat16, backward=True,
     ),
     # One new token against a ring of `window` keys.
-    "decode": Preset(
-        tuple((Shape(batch, 32, 8, window, 128, queries=1), window) for batch in (1, 16, 128)
+    "decode": ShapeSet(
+        tuple(((batch, 32, 8, window, 128), window) for batch in (1, 16, 128)
               for window in (1024, 4096)),
         torch.bfloat16, backward=False, decode=True,
     ),
     # 340M parameters as 16 heads of 64, at the paper's length; its text does not say which window: three.
-    "paper-340m": Preset(
-        tuple((Shape(8, 16, 16, 4096, 64), window) for window in (128, 512, 1024)), torch.bfloat16, backward=True,
+    "paper-340m": ShapeSet(
+        tuple(((8, 16, 16, 4096, 64), window) for window in (128, 512, 1024)), torch.bfloat16, backward=True,
     ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swat_flex.operands import Operands
 from swat_flex.positions import slopes_of
 from swat_flex.problem import Problem
 
@@ -85,7 +86,7 @@ class Inputs:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the call, tensors all."""
+        """Return the keyword arguments of the call, all of them tensors but the activation."""
         p, q = self.problem, self.qkv[0]
         ids = None
         if p.has_documents:
@@ -98,3 +99,8 @@ class Inputs:
             "document_ids": ids,
             "activation": p.activation,
         }
+
+    @property
+    def operands(self) -> Operands:
+        """Return the call as a backend takes it."""
+        return Operands(*self.qkv, window=self.problem.window, scale=self.problem.head_dim**-0.5, **self.options)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune import Clock, Rejected, WallClock, clock_for
+from autotune import Clock, Rejected, clock_for
 from swat_flex import dispatch, tuned
 from swat_flex.api import flex_swat
 from swat_flex.backends import triton
+from swat_flex.testing.sampled import SampledReference
 from swat_flex.tuned import Tunable
-from swat_flex.tuning.check import Truth
 from swat_flex.tuning.spec import Inputs, Spec
 
 Results = dict[str, Tensor]
@@ -23,7 +23,7 @@ Results = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Job:
-    """One search to hold.
+    """One search to run.
 
     Attributes:
         tunable: its name.
@@ -54,7 +54,7 @@ class Answer:
 
 
 class SwatTask:
-    """A job as autotune's Task."""
+    """Runs, checks and times a job's candidates: what autotune calls a Task."""
 
     clock: Clock
 
@@ -62,7 +62,7 @@ class SwatTask:
         self._job, self._problem, self._tunable = job, job.spec.problem, job.find()
         self._inputs = Inputs(job.spec)
         self._pass = _PASSES.get(job.tunable, _call)
-        self.clock = _clock(torch.device(job.spec.device))
+        self.clock = clock_for(job.spec.device)
 
     def compile(self, config: Any) -> None:
         """Read the machine code of our own kernels; FlexAttention's is compiled where it first runs."""
@@ -85,12 +85,12 @@ class SwatTask:
         assert isinstance(output, Answer)  # mypy: what prepare's functions return
         sampled: Results = {}
         if "dk" in output.results:
-            sampled = self._run(output.config, self._truth.sampled_gradient())
-        return self._truth.complaint(output.results, sampled)
+            sampled = self._run(output.config, self._reference.sampled_gradient())
+        return self._reference.complaint(output.results, sampled)
 
     @cached_property
-    def _truth(self) -> Truth:
-        return Truth(self._inputs)
+    def _reference(self) -> SampledReference:
+        return SampledReference(self._inputs.operands, self._inputs.grad)
 
     def _run(self, config: Any, grad: Tensor) -> Results:
         forced = {**self._job.settings, self._job.tunable: config}
@@ -100,12 +100,12 @@ class SwatTask:
 
 
 def build(job: Job) -> SwatTask:
-    """The factory that worker processes call."""
+    """Build the task in a worker process."""
     return SwatTask(job)
 
 
 def _call(backend: str, inputs: Inputs, grad: Tensor) -> Results:
-    """As a user calls it: forward, and backward where the problem has one."""
+    """Call `flex_swat` as a user does: forward, and backward where the problem has one."""
     problem = inputs.problem
     window: Any = (problem.window.left, problem.window.right)
     if not problem.needs_grad:
@@ -123,7 +123,7 @@ def _forward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
 
 
 def _backward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
-    """The backward alone, through its operator."""
+    """Run the backward alone, through its operator."""
     problem, options = inputs.problem, inputs.options
     operator = getattr(torch.ops.swat_flex, f"{backend}_backward")
     vectors = (options["slopes"], options["logit_bias"], options["document_ids"])
@@ -135,7 +135,7 @@ def _backward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
 
 
 def _decode(backend: str, inputs: Inputs, grad: Tensor) -> Results:
-    """A step of the decode kernel, through its operator."""
+    """Run a step of the decode kernel, through its operator."""
     q, options, problem = inputs.qkv[0], inputs.options, inputs.problem
     window, scale = problem.kv_len - problem.q_len + 1, problem.head_dim**-0.5
     return {"out": triton.swat_decode(q, *inputs.ring, options["slopes"], options["logit_bias"], window, scale)}
@@ -150,9 +150,3 @@ _PASSES: dict[str, Callable[[str, Inputs, Tensor], Results]] = {
     "triton.key_gradients": _backward,
     "triton.decode": _decode,
 }
-
-
-def _clock(device: torch.device) -> Clock:
-    if device.type in ("cpu", "cuda"):
-        return clock_for(device)
-    return WallClock(synchronize=lambda: torch.accelerator.synchronize(device))

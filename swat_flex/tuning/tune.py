@@ -64,7 +64,7 @@ def tune(
     from dataclasses import replace
 
     from swat_flex.tuning.plan import jobs_of, plan
-    from swat_flex.tuning.search import hold
+    from swat_flex.tuning.search import run_searches
     from swat_flex.tuning.spec import Spec
 
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
@@ -77,4 +77,4 @@ def tune(
         problem = replace(problem, needs_grad=backward)
     spec = Spec(problem, str(q.device), None if document_ids is None else document_ids.detach().cpu())
     planned = plan(jobs_of(spec, backend, seconds), seconds)
-    return hold(planned, seconds - (time.monotonic() - started), lambda *_: None, lambda _: None)
+    return run_searches(planned, seconds - (time.monotonic() - started), lambda *_: None, lambda _: None)

@@ -67,7 +67,7 @@ def test_show_by_the_beginning_of_a_key(filled):
 def test_show_needs_one_key(filled, key, found):
     result = run("show", key)
     assert result.exit_code == 1
-    assert f"begins {found}. See `python -m autotune list`." in result.output
+    assert f"the beginning of {found}; see `list`" in result.output
 
 
 def test_export_then_import_elsewhere(filled, tmp_path, monkeypatch):
@@ -114,6 +114,13 @@ def test_a_torn_entry_is_one_line_of_warning(filled):
     assert result.exit_code == 0
     assert f"warning: {torn} was not used" in result.output
     assert "1 in " in result.output
+
+
+def test_without_rich_the_command_names_what_brings_it():
+    code = "import runpy, sys; sys.modules['rich.console'] = None; runpy.run_module('autotune', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: python -m autotune needs rich.console: pip install rich typer\n"
 
 
 def test_as_a_module():

@@ -1,9 +1,11 @@
 import contextlib
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from autotune import EventClock, GraphClock, Timing, WallClock, clock_for, measure
+from autotune import EventClock, GraphClock, Timing, WallClock, clock_for, measure, time_together
 from autotune.measure import MAX_CALLS, race
 
 
@@ -48,8 +50,8 @@ def test_wall_clock_synchronises_around_a_sample():
 def test_clock_for_a_device():
     assert clock_for("cpu").name == "wall"
     assert clock_for("cuda:1").name == "cuda-graph"
-    with pytest.raises(ValueError, match="device must be"):
-        clock_for("mps")
+    assert clock_for("cuda:1", graphs=False).name == "cuda-events"
+    assert clock_for("mps").name == "wall"
 
 
 def run_race(times, **options):
@@ -86,6 +88,29 @@ def test_a_race_that_may_not_go_on_ends_after_its_round():
     assert samples == {"a": [1], "b": [1]}
 
 
+def test_runs_are_timed_together_and_one_that_fails_costs_the_others_nothing():
+    time, told = FakeTime(0.004), []
+
+    def fails():
+        raise RuntimeError("no\nkernel")
+
+    left = iter(range(8))
+
+    def dies():
+        next(left)  # StopIteration in the midst of the race
+        time.run()
+
+    clock = WallClock(now=lambda: time.now)
+    found = time_together(
+        {"a": time.run, "fails": fails, "dies": dies}, clock, 3, on_sample=lambda *what: told.append(what)
+    )
+    assert found.clock == "wall"
+    assert {name: timing.rounds for name, timing in found.timings.items()} == {"a": 3}
+    assert found.timings["a"].median_ms == pytest.approx(4.0)
+    assert found.failed == {"fails": "RuntimeError: no kernel", "dies": "StopIteration:"}
+    assert [ms for name, ms in told if name == "a"] == [None, *[pytest.approx(4.0)] * 3]
+
+
 class FakeCuda:
     """torch.cuda with one stream: launches advance time by 1 ms, by half of it where the cache was not emptied before;
     captured launches cost nothing until replayed.
@@ -96,6 +121,7 @@ class FakeCuda:
         self.capturing = None
         self.pools = []
         self.empty = False
+        self.generator = torch.Generator()
 
     def launch(self):
         if self.capturing is None:
@@ -110,8 +136,6 @@ class FakeCuda:
         self.empty = True
 
     def install(self, monkeypatch):
-        import torch
-
         cuda = self
 
         class Event:
@@ -142,16 +166,26 @@ class FakeCuda:
         @contextlib.contextmanager
         def capture(graph, pool):
             cuda.pools.append(pool)
-            cuda.capturing = graph
+            cuda.capturing, cuda.current = graph, "capture stream"
             yield
-            cuda.capturing = None
+            cuda.capturing, cuda.current = None, cuda.first
 
+        @contextlib.contextmanager
+        def stream(stream):
+            before, cuda.current = cuda.current, stream
+            yield
+            cuda.current = before  # as in torch, not where an error passes
+
+        cuda.current = cuda.first = Stream()
         fakes = {
+            "current_device": lambda: 0,
+            "set_stream": lambda stream: setattr(cuda, "current", stream),
+            "default_generators": [cuda.generator],
             "device": lambda _: contextlib.nullcontext(),
-            "stream": lambda _: contextlib.nullcontext(),
+            "stream": stream,
             "Event": Event,
             "Stream": Stream,
-            "current_stream": Stream,
+            "current_stream": lambda: cuda.current,
             "CUDAGraph": Graph,
             "graph": capture,
             "graph_pool_handle": lambda: "pool",
@@ -174,9 +208,39 @@ def test_device_clocks_on_a_fake_device(clock, monkeypatch):
     assert cuda.pools == (["pool", "pool"] if clock is GraphClock else [])
 
 
+def test_a_failed_capture_leaves_the_device_as_it_was(monkeypatch):
+    """As torch leaves it: with its capture stream current and its generator waiting for the capture's end."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    states = []
+    monkeypatch.setattr(cuda, "generator", SimpleNamespace(initial_seed=lambda: 7, graphsafe_set_state=states.append))
+    monkeypatch.setattr(torch.cuda, "default_generators", [cuda.generator])
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=Fresh))
+    timer = GraphClock("cuda")
+
+    def synchronises():
+        if cuda.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cuda.launch()
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        timer.sampler(synchronises)
+    assert cuda.current is cuda.first
+    assert states == ["state of seed 7"]
+    cuda.capturing = None
+    assert timer.sampler(cuda.launch)() == 1.0  # who comes next is timed
+
+
+class Fresh:
+    def __init__(self, seed):
+        self.seed = seed
+
+    def graphsafe_get_state(self):
+        return f"state of seed {self.seed}"
+
+
 @pytest.mark.parametrize("clock", [EventClock, GraphClock])
 def test_device_clocks_on_a_real_device(clock):
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     x = torch.randn(512, 512, device="cuda")

@@ -198,7 +198,7 @@ def test_a_budget_in_seconds():
 
 @pytest.mark.parametrize("budget", [{"seconds": 0}, {"trials": -1}])
 def test_a_budget_is_positive(budget):
-    with pytest.raises(ValueError, match="must be positive or None"):
+    with pytest.raises(ValueError, match="expected a number above 0 or None"):
         Budget(**budget)
 
 

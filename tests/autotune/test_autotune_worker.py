@@ -124,13 +124,13 @@ def test_a_task_that_cannot_be_built_surfaces():
 
 
 def test_construction_refuses_and_a_closed_runner_says_so():
-    with pytest.raises(ValueError, match="factory must read 'module:function'"):
+    with pytest.raises(ValueError, match="factory: expected 'module:function'"):
         WorkerRunner("autotune_fakes.FakeTask")
-    with pytest.raises(ValueError, match="workers must be positive, got 0"):
+    with pytest.raises(ValueError, match="workers: expected a number above 0, got 0"):
         WorkerRunner("autotune_fakes:FakeTask", workers=0)
     with workers() as runner:
         pass
-    with pytest.raises(ValueError, match="must be open"):
+    with pytest.raises(ValueError, match="expected an open one"):
         runner.admit(Choice("any"))
 
 

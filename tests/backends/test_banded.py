@@ -40,6 +40,11 @@ def case_of(row, seed):
 
 
 CASES = [case_of(row, seed) for seed, row in enumerate(pairwise(FACTORS, fits_in_memory))]
+# Every two values of two factors meet in one of these. Long rows cost seconds each: every run takes a fifth of them.
+LONG = [case for case in CASES if case.length >= 1000]
+COVERING = [
+    pytest.param(case, marks=pytest.mark.slow if case in LONG and LONG.index(case) % 5 else ()) for case in CASES
+]
 
 
 def draws(case, elements):
@@ -58,7 +63,7 @@ def check(case, names, elements):
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", COVERING, ids=str)
 def test_output_and_gradients_are_within_budget(case):
     check(case, ("out", "dq", "dk", "dv"), min(x.numel() for x in case.tensors()))
 
@@ -105,11 +110,11 @@ CUTS = [BandedConfig(16, 1, 1), BandedConfig(32, 2**14, 3), BandedConfig(64, 2**
 
 
 @pytest.mark.parametrize("config", CUTS, ids=str)
-@pytest.mark.parametrize("window", [1, 70, 1500, None, (5, 60), (1300, None)], ids=str)
+@pytest.mark.parametrize("window", [1, 70, 600, None, (5, 60), (500, None)], ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_any_cut_gives_the_same_result(config, window, dtype):
     """Blocks, chunks of wide windows, groups of heads and batches, converted segments: none may show."""
-    case = Case(1700, window, 2, 8, 5, dtype, "transposed", "padded", 600, biased=True, batch=3)
+    case = Case(700, window, 2, 8, 5, dtype, "transposed", "padded", 250, biased=True, batch=3)
     with tuned.using({"banded.forward": config, "banded.backward": config}):
         actual = case.run(flex_swat, backend="banded")
     exact = case.exact()

@@ -74,7 +74,7 @@ def follows(losses, expected):
     return (losses - expected).abs().max() <= 16 * torch.finfo(torch.float32).eps * expected.abs().max()
 
 
-@pytest.mark.parametrize(("ranks", "context"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("ranks", "context"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_fifty_steps_follow_one_process(texts, straight, tmp_path, ranks, context):
     expected, evaluations = straight
     of_ranks = run(models.trained, ranks, texts, str(tmp_path), context)
@@ -101,7 +101,7 @@ def test_fifty_steps_of_the_small_model_follow_one_process(texts, tmp_path):
     assert apart < 2 * strayed
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 1)), ((1, 1), (3, 3))])
+@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 1)), pytest.param((1, 1), (3, 3), marks=pytest.mark.slow)])
 def test_training_resumes_on_another_number_of_processes(texts, straight, tmp_path, before, after):
     expected, _ = straight
     parts = []
@@ -112,6 +112,7 @@ def test_training_resumes_on_another_number_of_processes(texts, straight, tmp_pa
     assert follows(torch.cat([losses for losses, _ in parts]), expected)
 
 
+@pytest.mark.slow  # two processes under torchrun are in tests/training too
 def test_the_command_trains_under_torchrun(texts, tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "swat_flex", "train",

@@ -19,6 +19,7 @@ INTERPRETED = [
 ]
 
 
+@pytest.mark.slow  # fresh processes that compile for the interpreter
 def test_triton_in_its_interpreter_is_within_budget(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -47,7 +47,7 @@ TRITON = [
         "tl.load(slopes + i_h) * BASE",
         "tl.load(slopes + i_h) * -BASE",
     ),
-    Fault("triton", "missing scale", _TRITON + "tiles", "factor = scale * BASE", "factor = 0.0 * scale + BASE"),
+    Fault("triton", "missing scale", _TRITON + "tiles", "return scale * BASE,", "return 0.0 * scale + BASE,"),
     Fault(
         "triton",
         "wrong key head",
@@ -81,15 +81,15 @@ TRITON = [
         "triton",
         "dq of the wrong row",
         _TRITON + "backward",
-        "store_rows(p_dq, acc * (scale / up), row,",
-        "store_rows(p_dq, acc * (scale / up), row + 1,",
+        "acc * (scale / up), row,",
+        "acc * (scale / up), row + 1,",
     ),
     Fault(
         "triton",
         "key gradients skip a tile",
         _TRITON + "backward",
-        "stop = tl.minimum(n + BN + left - offset, q_len)",
-        "stop = tl.minimum(n + BN + left - offset, q_len) // BM * BM",
+        "stop = tl.minimum(at + BN + left, q_len)",
+        "stop = tl.minimum(at + BN + left, q_len) // BM * BM",
     ),
 ]
 

@@ -1,13 +1,13 @@
-"""Plant each fault and see which laws find it: `python hunt.py [SECONDS]`, one JSON object a line.
+"""Plant faults and see which laws find each: `python hunt.py [--seconds N] [FAULT...]`, one JSON object a line.
 
-With SECONDS the search of `swat-flex fuzz` looks for it that long instead. Runs with TRITON_INTERPRET=1 and with
-tests/properties among the modules' paths.
+Without names every fault is planted. With seconds the search of `swat-flex fuzz` looks for it that long instead.
+Runs with TRITON_INTERPRET=1 and with tests/properties among the modules' paths.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 import warnings
 
@@ -76,13 +76,18 @@ def seconds_of_fuzzing(fault: Fault, limit: float) -> float | None:
 
 
 def main() -> None:
-    limit = float(sys.argv[1]) if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("faults", nargs="*")
+    wanted = parser.parse_args()
+    limit = wanted.seconds
+    faults = [fault for fault in FAULTS if not wanted.faults or str(fault) in wanted.faults]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for backend, cases in CASES.items():  # without a fault nothing is found
-        for case in cases:
+    for backend in {fault.backend: None for fault in faults}:  # without a fault nothing is found
+        for case in CASES[backend]:
             laws.agreement(case, backend)
-    for fault in FAULTS:
+    for fault in faults:
         begin = time.monotonic()
         with planted(fault):
             found = finders(fault) if limit is None else seconds_of_fuzzing(fault, limit)

@@ -1,8 +1,13 @@
-"""The compiled forward on a CPU against the definition. Cases share programs: lengths, windows, dtypes, strides and ids
-do not make a new one."""
+"""The forward on a CPU against the definition.
+
+A program takes seconds to compile. Those of five sizes are compiled in every run, those of the others at night; in
+between FlexAttention runs uncompiled there, which tries all but the lists of tiles and the compiler. Cases share
+programs: lengths, windows, dtypes, strides and ids do not make a new one.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -12,18 +17,23 @@ from torch import Tensor
 
 from swat_flex import flex_swat
 from swat_flex.backends.flex import programs
+from swat_flex.backends.flex.blocks import padded_blocks
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "transposed", "expanded", "sliced")
 SHORT = (1, 2, 63, 64, 65, 127, 128)
+FEWER = ((1, 1000), (2, 1000), (65, 1023))  # queries than keys
+
+pytestmark = pytest.mark.xdist_group("flex")  # its tests share programs
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a program is compiled for, lengths apart."""
+    """What a program is compiled for, lengths apart; `compiled` are the lengths that every run compiles for."""
 
     lengths: tuple[int | tuple[int, int], ...]
+    compiled: tuple[int | tuple[int, int], ...] = ()
     heads: tuple[int, int] = (2, 2)
     dims: tuple[int, int] = (64, 64)
     activation: str = "sigmoid"
@@ -33,16 +43,16 @@ class Family:
 
 
 FAMILIES = (
-    Family((*SHORT, 129, 1000, 1025), heads=(3, 3)),
-    Family((*SHORT, 129, 1000), heads=(3, 1), dims=(8, 40), documents=("packed", "padded", "anyhow")),
-    Family((*SHORT, 129), heads=(8, 1), dims=(40, 8), activation="softmax"),
+    Family((*SHORT, 129, 1000, 1025), (*SHORT, 1000), heads=(3, 3)),
+    Family((*SHORT, 129, 1000), SHORT[:-1], heads=(3, 1), dims=(8, 40), documents=("packed", "padded", "anyhow")),
+    Family((*SHORT, 129), SHORT[:-1], heads=(8, 1), dims=(40, 8), activation="softmax"),
     Family(SHORT, heads=(8, 1), dims=(1, 1), logit_bias=True),
     Family(SHORT, dims=(80, 64)),
     Family(((1, 129), (64, 200), (128, 256)), dims=(128, 128)),
     Family(SHORT, heads=(3, 1), dims=(256, 256)),
     Family((128, 65, 100), dims=(64, 80), activation="softmax", documents=("packed", "padded", "anyhow")),
     Family(SHORT[1:4], dims=(64, 3), slopes=None),
-    Family(((1, 1000), (2, 1000), (65, 1023)), dims=(16, 16), documents=("packed", "padded"), logit_bias=True),
+    Family(FEWER, FEWER, dims=(16, 16), documents=("packed", "padded"), logit_bias=True),
 )
 
 
@@ -50,7 +60,7 @@ def windows(length: int) -> tuple[object, ...]:
     return (1, 2, 63, 64, 65, 128, 129, length, length + 5, (3, 2), (None, 4), None)
 
 
-def cases() -> list[object]:
+def cases(compiled: bool) -> list[object]:
     """Every length of every family, the rest dealt round so that each meets each."""
     deal = itertools.count()
     dealt = []
@@ -60,7 +70,11 @@ def cases() -> list[object]:
             n = next(deal)
             choice = windows(kv_len)[n % 12], DTYPES[(n + turn) % 3], LAYOUTS[(n // 3) % 4]
             documents = family.documents[n % len(family.documents)] if family.documents else None
-            dealt.append(pytest.param(family, q_len, kv_len, *choice, documents, id=f"{number}-{q_len}-{kv_len}-{n}"))
+            name = f"{number}-{q_len}-{kv_len}-{n}"
+            in_every_run = lengths in family.compiled
+            if compiled or not in_every_run:
+                marks = pytest.mark.slow if compiled and not in_every_run else ()
+                dealt.append(pytest.param(family, q_len, kv_len, *choice, documents, id=name, marks=marks))
     return dealt
 
 
@@ -83,8 +97,25 @@ def document_ids(kind: str, batch: int, length: int) -> Tensor:
     return torch.randint(-1, 3, (batch, length))
 
 
-@pytest.mark.parametrize(("family", "q_len", "kv_len", "window", "dtype", "layout", "documents"), cases())
-def test_forward_is_within_budget(family, q_len, kv_len, window, dtype, layout, documents):
+each_case = functools.partial(
+    pytest.mark.parametrize, ("family", "q_len", "kv_len", "window", "dtype", "layout", "documents")
+)
+
+
+@each_case(cases(compiled=True))
+def test_compiled_forward_is_within_budget(family, q_len, kv_len, window, dtype, layout, documents):
+    check(family, q_len, kv_len, window, dtype, layout, documents)
+
+
+@each_case(cases(compiled=False))
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_uncompiled_forward_is_within_budget(family, q_len, kv_len, window, dtype, layout, documents, monkeypatch):
+    monkeypatch.setattr(programs, "compiled", lambda *key: programs.attend)
+    check(family, q_len, kv_len, window, dtype, layout, documents)
+
+
+def call(family, q_len, kv_len, window, dtype, layout, documents):
+    """Arguments and options of a case."""
     torch.manual_seed(q_len + kv_len)
     (q_heads, kv_heads), (head_dim, value_dim) = family.heads, family.dims
     q = tensor(layout, 2, q_heads, q_len, head_dim).to(dtype)
@@ -96,10 +127,15 @@ def test_forward_is_within_budget(family, q_len, kv_len, window, dtype, layout, 
         "document_ids": documents and document_ids(documents, 2, kv_len),
         "activation": family.activation,
     }
-    out = flex_swat(q, k, v, window, backend="flex", **options)
-    assert out.dtype == dtype
-    exact, rough = exact_swat(q, k, v, window, **options), rough_swat(q, k, v, window, **options)
-    assert_within_budget(out, exact=exact, rough=rough, window=window)
+    return (q, k, v, window), options
+
+
+def check(*case):
+    arguments, options = call(*case)
+    out = flex_swat(*arguments, backend="flex", **options)
+    assert out.dtype == arguments[0].dtype
+    exact, rough = exact_swat(*arguments, **options), rough_swat(*arguments, **options)
+    assert_within_budget(out, exact=exact, rough=rough, window=arguments[3])
 
 
 def test_output_axes_lie_in_memory_as_those_of_q():
@@ -135,6 +171,19 @@ def test_weights_of_far_tails_keep_their_relative_error():
     assert ((out - weight).abs() / weight).max() < 2**-12
 
 
-def test_this_file_shares_twenty_programs():
-    """Runs last; the files before and after it compile small shapes of their own."""
-    assert programs._compiled.cache_info().currsize <= 20
+def test_cases_of_one_family_and_number_of_tiles_share_a_program(monkeypatch):
+    """What a call compiles for, of every case above; where nothing is padded the layout of q enters, too."""
+    keys, sizes = set(), set()
+
+    def compiled(*key):
+        keys.add(key)
+        return lambda inputs, *_: torch.zeros(*inputs.q.shape[:3], 1)
+
+    monkeypatch.setattr(programs, "compiled", compiled)
+    for case in cases(compiled=True):
+        family, q_len, kv_len, *_ = case.values
+        arguments, options = call(*case.values)
+        flex_swat(*arguments, backend="flex", **options)
+        sizes.add((family, padded_blocks(q_len, per_doubling=1), padded_blocks(kv_len, per_doubling=1)))
+    assert len(sizes) == 16
+    assert len(keys) <= 20

@@ -101,6 +101,7 @@ def test_a_cuda_graph_replays_forward_and_backward():
         return torch.autograd.grad(flex_swat(q, k, v, 128, backend="triton"), (q, k, v), grad)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         expected = [x.clone() for x in step()]
     torch.cuda.synchronize()

@@ -63,6 +63,7 @@ def test_mixed_lengths_repeat_to_the_bit_and_read_live_slots_alone(batch):
 
 def captured(call):
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
     torch.cuda.synchronize()
@@ -125,12 +126,12 @@ def test_nothing_waits_for_the_device():
 
 def test_a_tuned_step_runs_its_winner(monkeypatch):
     from swat_flex.tuning.plan import jobs_of, plan
-    from swat_flex.tuning.search import hold
+    from swat_flex.tuning.search import run_searches
     from swat_flex.tuning.spec import Spec
 
     of = Problem.of_self_attention(8, 256, 64, torch.bfloat16, "cuda", 256)
     spec = Spec(dataclasses.replace(of, kv_heads=2, q_len=1, needs_grad=False), "cuda:0", decode=True)
-    (outcome,) = hold(plan(jobs_of(spec, "auto", 15), 15), 15, lambda *_: None, lambda _: None).outcomes
+    (outcome,) = run_searches(plan(jobs_of(spec, "auto", 15), 15), 15, lambda *_: None, lambda _: None).outcomes
     assert outcome.saved
     launch, launched = decode_op._launch, []
     monkeypatch.setattr(decode_op, "_launch", lambda config, *rest: launched.append(config) or launch(config, *rest))

@@ -1,9 +1,6 @@
-"""The Triton kernels on a CUDA device: Hopper's and Blackwell's features, far addresses, checkpointing, sanitizer."""
+"""The Triton kernels on a CUDA device: Hopper's and Blackwell's features, far addresses, checkpointing."""
 
 import dataclasses
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -134,7 +131,9 @@ def test_a_cuda_graph_replays_descriptors_on_new_values(monkeypatch):
     def step():
         return torch.autograd.grad(flex_swat(*inputs, 128, backend="triton"), inputs, grad)
 
-    with torch.cuda.stream(torch.cuda.Stream()):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -146,22 +145,3 @@ def test_a_cuda_graph_replays_descriptors_on_new_values(monkeypatch):
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
-
-
-SANITIZED = """
-import torch
-from swat_flex import flex_swat
-for dim, length in ((64, 200), (40, 67)):
-    q, k, v = (torch.randn(1, 2, length, dim, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in "qkv")
-    slopes = torch.randn(2, device="cuda", requires_grad=True)
-    flex_swat(q, k, v, 50, slopes=slopes, backend="triton").sum().backward()
-torch.cuda.synchronize()
-"""
-
-
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_the_sanitizer_finds_nothing(tool):
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=_kernel"]
-    done = subprocess.run([*command, sys.executable, "-c", SANITIZED], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -12,10 +12,10 @@ from swat_flex.hf import RingLayer, SwatCache
 
 WAYS = {
     "default": lambda config: {},
-    "ring": lambda config: {"past_key_values": SwatCache(config)},
+    "ring": lambda config: {"cache": SwatCache(config)},
     "static": lambda config: {"cache_implementation": "static"},
     "dynamic": lambda config: {"cache_implementation": "dynamic"},
-    "dynamic without windows": lambda config: {"past_key_values": DynamicCache()},
+    "dynamic without windows": lambda config: {"cache": DynamicCache()},
     "chunks": lambda config: {"prefill_chunk_size": 4},
     "no cache": lambda config: {"use_cache": False},
 }
@@ -52,7 +52,7 @@ def test_every_cache_gives_the_same_tokens_and_logits(name, search):
     for way, out in outs.items():
         assert torch.equal(out.sequences, first.sequences), way
         torch.testing.assert_close(torch.stack(out.logits), torch.stack(first.logits), rtol=0, atol=1e-9, msg=way)
-    kept = outs["default"].past_key_values
+    kept = outs["default"].cache
     assert isinstance(kept, SwatCache) == name.startswith("swat")
 
 
@@ -69,9 +69,9 @@ def test_padding_makes_no_difference(name):
 def test_a_conversation_goes_on_from_its_cache(name):
     model, x = MODELS[name](), tokens(1, 9)
     cache = SwatCache(model.config)
-    said = model.generate(x, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    said = model.generate(x, cache=cache, max_new_tokens=5, do_sample=False)
     more = torch.cat((said, tokens(1, 7, seed=2)), 1)
-    again = model.generate(more, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    again = model.generate(more, cache=cache, max_new_tokens=5, do_sample=False)
     assert torch.equal(again, model.generate(more, use_cache=False, max_new_tokens=5, do_sample=False))
 
 
@@ -81,7 +81,7 @@ def test_tokens_guessed_ahead_are_taken_back():
     plain = model.generate(x, max_new_tokens=10, do_sample=False)
     assert torch.equal(model.generate(x, max_new_tokens=10, do_sample=False, prompt_lookup_num_tokens=4), plain)
     cache = SwatCache(model.config)
-    model(x, past_key_values=cache)
+    model(x, cache=cache)
     cache.crop(0)
     with pytest.raises(NotImplementedError, match="tokens_to_remove: expected 0 with a ring"):
         cache.crop(-2)
@@ -91,9 +91,9 @@ def test_memory_does_not_grow_and_rows_can_be_chosen():
     model, x = swat_model(), tokens(3, 40)
     cache = SwatCache(model.config)
     with torch.no_grad():
-        model(x[:, :5], past_key_values=cache)
+        model(x[:, :5], cache=cache)
         size, place = cache.nbytes, [layer.ring.keys.data_ptr() for layer in cache.layers]
-        model(x[:, 5:30], past_key_values=cache)
+        model(x[:, 5:30], cache=cache)
         assert (cache.nbytes, [layer.ring.keys.data_ptr() for layer in cache.layers]) == (size, place)
         assert cache.get_seq_length() == 30
         assert cache.layers[0].ring.slots == 5
@@ -101,18 +101,18 @@ def test_memory_does_not_grow_and_rows_can_be_chosen():
         cache.batch_select_indices(torch.tensor([True, False, True]))
         cache.batch_repeat_interleave(2)
         rows = torch.tensor([2, 2, 0, 0])
-        got = model(x[rows, 30:], past_key_values=cache).logits
+        got = model(x[rows, 30:], cache=cache).logits
         torch.testing.assert_close(got, model(x[rows], use_cache=False).logits[:, 30:], rtol=0, atol=1e-10)
         cache.reset()
         assert cache.get_seq_length() == 0
-        again = model(x[:, :7].repeat(2, 1)[:4], past_key_values=cache).logits
+        again = model(x[:, :7].repeat(2, 1)[:4], cache=cache).logits
         torch.testing.assert_close(again[:3], model(x[:, :7]).logits, rtol=0, atol=1e-10)
 
 
 def test_a_cache_of_another_model_is_refused():
     model = swat_model()
-    with pytest.raises(ValueError, match="past_key_values: expected window 5 in layer 0, got 4"):
-        model(tokens(), past_key_values=SwatCache(swat_model(sliding_window=4).config))
+    with pytest.raises(ValueError, match="cache: expected window 5 in layer 0, got 4"):
+        model(tokens(), cache=SwatCache(swat_model(sliding_window=4).config))
     config = other_model("Mistral").config
     config.layer_types = ["chunked_attention"] * 2
     with pytest.raises(NotImplementedError, match="config: expected sliding or full attention"):
@@ -137,11 +137,11 @@ def test_a_compiled_step_stays_two_programs(name, kind, padded):
         mask = left_padded(padding=4)
         logits = []
         with torch.no_grad():
-            model(tokens(), past_key_values=cache, attention_mask=mask if padded else None, use_cache=True)
+            model(tokens(), cache=cache, attention_mask=mask if padded else None, use_cache=True)
             for i in range(6):
                 mask = torch.cat((mask, torch.ones(2, 1, dtype=torch.int64)), 1)
                 inputs = model.prepare_inputs_for_generation(
-                    tokens(2, 1, seed=i), past_key_values=cache, attention_mask=mask if padded else None,
+                    tokens(2, 1, seed=i), cache=cache, attention_mask=mask if padded else None,
                     position_ids=torch.full((2, 1), 13 + i), use_cache=True,
                 )  # fmt: skip
                 logits.append(step(**inputs).logits)

@@ -45,12 +45,11 @@ def test_it_is_swat_transformer():
     swat = SwatTransformer(config)
     torch.manual_seed(3)
     model = SwatForCausalLM(SwatModelConfig.from_swat(config))
-    for name, weight in swat.state_dict().items():
-        assert torch.equal(model.state_dict()[f"transformer.{name}"], weight), name
+    assert all(map(torch.equal, model.transformer.state_dict().values(), swat.state_dict().values()))
     x = tokens()
     assert torch.equal(model(x).logits, swat(x))
     shared = SwatForCausalLM.from_swat(swat, eos_token_id=2)
-    assert shared.transformer is swat
+    assert all(a is b for a, b in zip(shared.transformer.parameters(), swat.parameters(), strict=True))
     assert shared.config.eos_token_id == 2
     assert torch.equal(shared(x).logits, swat(x))
     swat.load_state_dict(model.transformer.state_dict())
@@ -64,7 +63,7 @@ def test_the_auto_classes_know_it(tmp_path):
     assert type(base) is SwatModel
     out, x = base(tokens(), output_hidden_states=True), tokens()
     assert len(out.hidden_states) == 3
-    torch.testing.assert_close(model.transformer.head(out.last_hidden_state), model(x).logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.lm_head(out.last_hidden_state), model(x).logits, rtol=0, atol=1e-12)
     assert isinstance(model(x, return_dict=False), tuple)
 
 
@@ -73,11 +72,11 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_as_ours(tmp_path):
     model = swat_model(dtype=torch.float32, **options)
     with torch.no_grad():
         model.transformer.blocks[0].attention.slopes.fill_(7.0)
-    lost = ("blocks.1.attention.slopes", "blocks.1.attention.out.weight", "blocks.0.mlp.up.weight", "norm.weight")
-    state = {name: w for name, w in model.state_dict().items() if name.removeprefix("transformer.") not in lost}
+    lost = ("layers.1.attention.slopes", "layers.1.attention.out.weight", "layers.0.mlp.up.weight", "norm.weight")
+    state = {name: w for name, w in model.state_dict().items() if name.removeprefix("model.") not in lost}
     model.save_pretrained(tmp_path, state_dict=state)
     loaded, report = SwatForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert {name.removeprefix("transformer.") for name in report["missing_keys"]} == set(lost)
+    assert {name.removeprefix("model.") for name in report["missing_keys"]} == set(lost)
     drawn = loaded.transformer
     assert torch.equal(drawn.blocks[0].attention.slopes, torch.full((4,), 7.0))
     assert torch.equal(drawn.blocks[1].attention.slopes, model.config.to_swat().head_slopes())
@@ -128,4 +127,4 @@ def test_embeddings_go_in_and_logits_to_keep_come_out():
     with pytest.raises(ValueError, match=r"attention_mask: expected \[B, N\]"):
         model(x, attention_mask=torch.ones(2, 1, 13, 13))
     with pytest.raises(ValueError, match="document_ids: expected None with a cache"):
-        model(x, past_key_values=SwatCache(model.config), document_ids=torch.zeros_like(x))
+        model(x, cache=SwatCache(model.config), document_ids=torch.zeros_like(x))

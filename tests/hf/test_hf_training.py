@@ -4,12 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hf_models import VOCABULARY, other_model, swat_model, tokens
-from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainingArguments
-from typer.testing import CliRunner
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
-from swat_flex.cli import app
-from swat_flex.nn import SwatConfig, SwatTransformer, chunked_cross_entropy
-from swat_flex.training import SEPARATOR, save_checkpoint
+from swat_flex.nn import chunked_cross_entropy
 
 
 def test_the_loss_is_transformers_own():
@@ -48,13 +45,13 @@ def test_gradient_checkpointing_changes_no_gradient():
     for on in (False, True):
         if on:
             model.gradient_checkpointing_enable()
-        assert model.is_gradient_checkpointing == model.transformer.gradient_checkpointing == on
+        assert model.is_gradient_checkpointing == on
         model.zero_grad()
         model(tokens(), labels=tokens()).loss.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     model.gradient_checkpointing_disable()
-    assert not model.transformer.gradient_checkpointing
+    assert not model.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("name", ["swat", "Mistral"])
@@ -101,23 +98,3 @@ def test_the_trainer_trains_saves_and_resumes(name, tmp_path):
     for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert again.evaluate()["eval_loss"] == pytest.approx(first.evaluate()["eval_loss"], abs=1e-4)
-
-
-def test_a_trained_transformer_becomes_a_checkpoint_of_transformers(tmp_path):
-    """And back; `swat-flex export` writes the folder whole and over nothing."""
-    swat = SwatTransformer(SwatConfig(vocab_size=257, hidden_size=32, layers=2, heads=4, tie_embeddings=True))
-    state = {"step": 3, "model_config": swat.config.to_dict(), "model": swat.state_dict()}
-    save_checkpoint(tmp_path / "run", state)
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert torch.equal(loaded(tokens(), use_cache=False).logits, swat(tokens()))
-    assert loaded.config.eos_token_id == SEPARATOR
-    swat.load_state_dict(loaded.transformer.state_dict())
-    assert loaded.transformer.config == swat.config
-    for run, to, message in (("run", "out", "folder: expected a path"), ("none", "new", "checkpoint: expected")):
-        done = CliRunner().invoke(app, ["export", str(tmp_path / run), str(tmp_path / to)])
-        assert done.exit_code == 2
-        assert message in done.output
-    assert not (tmp_path / "new").exists()

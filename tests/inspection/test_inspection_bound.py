@@ -101,7 +101,16 @@ def test_an_unknown_rate_is_said_not_guessed():
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
-    [("A100", 312), ("H100", 989), ("H200", 989), ("B200", 2250), ("RTX 5090", 209.5), ("MI300X", 1307)],
+    [
+        ("A100", 312),
+        ("A10", 125),
+        ("L40S", 362),
+        ("H100", 989),
+        ("H200", 989),
+        ("B200", 2250),
+        ("RTX 5090", 209.5),
+        ("MI300X", 1307),
+    ],
 )
 def test_rates_and_clocks_make_the_published_peak(name, tflops):
     gpu = GPUS[name]

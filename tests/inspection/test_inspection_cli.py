@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from swat_flex.cli import app
+from swat_flex.inspection import TARGETS
 
 pytest.importorskip("triton", reason="needs triton, which is built for Linux alone")
 
@@ -14,11 +15,6 @@ KERNELS = Path(__file__).with_name("inspection_kernels.py")
 SCALE = [f"{KERNELS}:scale_kernel", "--signature", "*fp32,*fp32,i32:16,fp32"]
 ATTEND = [f"{KERNELS}:attend_kernel", "--signature", "*bf16,*bf16,*bf16,*bf16,i32,fp32"]
 TILE = ["--constexpr", "BM=128", "--constexpr", "BN=64"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
 
 
 def run(*arguments):
@@ -82,7 +78,7 @@ def test_unknown_rates_are_said():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target", "sm_70"], "expected one of sm_80, sm_90, sm_100, sm_120, gfx942, got 'sm_70'"),
+        (["--target", "sm_70"], f"expected one of {', '.join(TARGETS)}, got 'sm_70'"),
         (["--gpu", "A100"], "gpu: expected a GPU of sm_90 (H100, H200), got 'A100'"),
         (["--head-dim", "512"], "--head-dim: expected 1 to 256, got 512"),
         (["--window", "0"], "--window: expected keys per query"),
@@ -90,7 +86,10 @@ def test_unknown_rates_are_said():
         (["no_such_module:kernel"], "expected a kernel that can be imported, got 'no_such_module:kernel'"),
         ([f"{KERNELS}:no_such_kernel"], "expected a kernel that can be imported"),
         ([f"{KERNELS}:not_a_kernel"], "kernel: expected a triton.jit function, got int"),
-        ([*SCALE, "--target", "sm_70"], "target: expected one of sm_80, sm_90, sm_100, sm_120, gfx942, got 'sm_70'"),
+        (
+            [*SCALE, "--target", "sm_70"],
+            "target: expected one of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, gfx942, got 'sm_70'",
+        ),
         ([*SCALE, "--gpu", "A100"], "gpu: expected a GPU of sm_90 (H100, H200), got 'A100'"),
         ([*SCALE, "--constexpr", "B"], "expected NAME=VALUE, got 'B'"),
         (SCALE, "constexprs: expected a value for B, got {}"),

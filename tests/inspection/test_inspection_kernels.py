@@ -14,18 +14,12 @@ from swat_flex.inspection.bound import tensor_work
 BM, BN, D, WARPS = 128, 64, 64, 4
 ATTEND = ["*bf16", "*bf16", "*bf16", "*bf16", "i32", "fp32"]
 TILE = {"BM": BM, "BN": BN}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled kernels go to a folder of the test run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
+ORDINARY = ("sm_80", "sm_90", "sm_100", "gfx942")
+ALL = [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.slow) for name in TARGETS]
 
 
 @pytest.fixture(scope="module")
-def attend(cache):
+def attend():
     """The attention loop, inspected for each target once."""
     found = {}
 
@@ -37,7 +31,7 @@ def attend(cache):
     return inspect
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_resources_and_mix(attend, target):
     found = attend(target)
     assert (found.name, found.target.name, found.warps) == ("attend_kernel", target, WARPS)
@@ -52,7 +46,7 @@ def test_resources_and_mix(attend, target):
     assert loop.counts["EX2"] == BM * BN / (WARPS * found.target.warp_size)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_tensor_work_is_that_of_two_matmuls(attend, target):
     """Every target has its own instruction and its own way to name a shape; the work is the same."""
     (loop,) = attend(target).loops
@@ -63,7 +57,13 @@ def test_tensor_work_is_that_of_two_matmuls(attend, target):
 
 @pytest.mark.parametrize(
     ("target", "opcode"),
-    [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("sm_100", "UTCHMMA"), ("sm_120", "HMMA"), ("gfx942", "v_mfma")],
+    [
+        ("sm_80", "HMMA"),
+        ("sm_90", "HGMMA"),
+        ("sm_100", "UTCHMMA"),
+        pytest.param("sm_120", "HMMA", marks=pytest.mark.slow),
+        ("gfx942", "v_mfma"),
+    ],
 )
 def test_tensor_cores_are_used(attend, target, opcode):
     found = attend(target).tensor_core_instructions
@@ -95,7 +95,7 @@ def test_spills_are_found(attend):
     assert found.occupancy.blocks > attend("sm_90").occupancy.blocks
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_float64_is_found(target):
     signature = {"x": "*fp32", "out": "*fp32", "n": "i32", "scale": "fp64"}
     found = inspect_kernel(scale_kernel, signature, {"B": 1024}, target)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from swat_flex import SwatAttention, SwatConfig, SwatTransformer, apply_rope, naive_swat
 from swat_flex.nn import chunked_cross_entropy
+from swat_flex.positions import slopes_of
 
 SMALL: dict[str, Any] = {"vocab_size": 31, "hidden_size": 24, "layers": 2, "heads": 4, "kv_heads": 2, "window": 7}
 RICH: dict[str, Any] = {
@@ -114,9 +115,12 @@ def test_copies_pickles_and_strict_state_dicts_compute_the_same():
 
 
 def test_a_cast_model_keeps_its_slopes_exact():
-    model = model_of(slopes="alibi").bfloat16()
-    slopes, _ = model.blocks[0].attention._bias(torch.empty(1, dtype=torch.bfloat16))
-    assert torch.equal(slopes, model.config.head_slopes())
+    q = torch.empty(1, dtype=torch.bfloat16)
+    for name in ("alibi", "balanced", "1:3"):
+        model = model_of(slopes=name).bfloat16()
+        slopes = slopes_of(model.blocks[0].attention._bias(q)[0], 4, q)
+        assert torch.equal(slopes, model.config.head_slopes())
+        assert slopes_of(model.blocks[1].attention._bias(q)[0], 4, q) is slopes  # made once for all layers
     assert model(text(1, 12)).dtype == torch.bfloat16
 
 

@@ -17,7 +17,7 @@ from swat_flex import naive_swat
 
 HERE = Path(__file__).parent
 COUNTED = {"batch": 1, "q_heads": 4, "kv_heads": 2, "length": 1000, "window": 300, "backward": True}
-RUN = {"batch": 2, "q_heads": 4, "kv_heads": 2, "length": 200, "window": 70, "dtype": "float32", "backward": True}
+RUN = {"batch": 1, "q_heads": 2, "kv_heads": 1, "length": 200, "window": 70, "dtype": "float32", "backward": True}
 SWITCHES = {
     "contiguous": "BLOCKS_ARE_CONTIGUOUS",
     "rows_safe": "ROWS_GUARANTEED_SAFE",
@@ -43,6 +43,18 @@ CASES = {
         "d128": COUNTED | {"head_dim": 128, "value_dim": 128, "dtype": "bfloat16"},
     },
 }
+# A case takes seconds to lower and up to a minute to interpret; every run takes these, and nights take all.
+IN_EVERY_RUN = {(90, "d64"), (90, "sigmoid")}
+
+
+def each(cases):
+    """The cases as pytest parameters, those of the nights marked."""
+    return [
+        pytest.param(*case, marks=() if case[:2] in IN_EVERY_RUN else pytest.mark.slow, id="-".join(map(str, case)))
+        for case in cases
+    ]
+
+
 # (instructions per thread in the widest of the loops that multiply, bytes spilled), as measured.
 RECORDED = {
     (90, "d64", "forward"): (1553, 0),
@@ -64,7 +76,7 @@ def _compiler():
 
 
 @pytest.fixture(scope="module")
-def lowered(tmp_path_factory):
+def lowered(tmp_path_factory, request):
     """{(capability, case): what lower.py wrote}, each capability lowered once, in a process of its own."""
     from triton import knobs
 
@@ -72,7 +84,11 @@ def lowered(tmp_path_factory):
         pytest.skip("this build of triton brings no cuobjdump")
     scratch = tmp_path_factory.mktemp("lowered")
     found = {}
-    for capability, cases in CASES.items():
+    at_night = any("slow" in item.keywords for item in request.session.items)
+    for capability, all_cases in CASES.items():
+        cases = {name: case for name, case in all_cases.items() if at_night or (capability, name) in IN_EVERY_RUN}
+        if not cases:
+            continue
         folder = scratch / str(capability)
         folder.mkdir()
         (folder / "cases.json").write_text(json.dumps(cases))
@@ -98,7 +114,7 @@ def kernel(lowered: dict, capability: int, case: str, which: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize(("capability", "case", "which"), RECORDED)
+@pytest.mark.parametrize(("capability", "case", "which"), each(RECORDED))
 def test_kernels_fit_the_hardware(lowered, capability, case, which):
     """No double precision, no more shared memory than the smallest GPU has, no more spilled or executed than ever."""
     found = kernel(lowered, capability, case, which)
@@ -122,12 +138,14 @@ def test_float32_multiplies_in_ieee_float32(lowered):
         assert precisions == {"ieee"}
 
 
+@pytest.mark.slow
 def test_fifty_lengths_in_a_callers_compile_make_two_graphs(tmp_path):
     """Forward and backward through documents, lowered for the caller: the first length, then symbols."""
     done = run("trace.py", str(tmp_path))
     assert json.loads(done)["graphs"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["forward", "backward"])
 def test_tensor_memory_accelerators_load_where_a_configuration_asks_for_them(lowered, which):
     """UTMALDG is the instruction; the default configuration has none."""
@@ -136,13 +154,16 @@ def test_tensor_memory_accelerators_load_where_a_configuration_asks_for_them(low
     assert kernel(lowered, 90, "tma", which)["shared"] <= 227 * 1024
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax", "documents", "contiguous", "rows_safe", "prescale"])
-def test_generated_kernels_compute_the_definition(lowered, name):
+INTERPRETED = ("sigmoid", "softmax", "documents", "contiguous", "rows_safe", "prescale")
+
+
+@pytest.mark.parametrize(("capability", "name"), each([(90, name) for name in INTERPRETED]))
+def test_generated_kernels_compute_the_definition(lowered, capability, name):
     """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile."""
-    path = lowered[90, name]
+    path = lowered[capability, name]
     run("interpret.py", str(path))
     found = torch.load(path.with_suffix(".out.pt"), weights_only=False)
-    case, inputs = CASES[90][name], torch.load(path, weights_only=False)["inputs"]
+    case, inputs = CASES[capability][name], torch.load(path, weights_only=False)["inputs"]
     length = case["length"]
 
     def real(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -152,7 +173,7 @@ def test_generated_kernels_compute_the_definition(lowered, name):
         found[name] = found[name].sum(1, keepdim=True)
 
     wanted = {x: real(x, inputs[x]).double().requires_grad_() for x in found if x != "out"}
-    if name in CASES[90] and "config" in case:
+    if "config" in case:
         switch = next(iter(case["config"]))
         sources = "".join(module["source"] for module in torch.load(path, weights_only=False)["modules"])
         assert re.search(rf"{SWITCHES[switch]} : tl.constexpr = True", sources)

@@ -2,21 +2,20 @@
 
 import ast
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from perf_fakes import CPU, TINY, WindowTooWide, race, record, row
+from perf_fakes import CPU, TINY, WindowTooWide
 from typer.testing import CliRunner
 
 import swat_flex
 from perf import __main__ as cli
-from perf import gpu_report, load, regression
+from perf import load, regression
 from perf.measure import Setting
 from perf.peers.ours import Naive, Swat
 from perf.record import load as read
-from perf.suites import Suite, run_suite, suite
+from perf.suites import Suite, suite
 
 QUIET = load.Load(0.0)
 ROOT = Path(swat_flex.__file__).parent.parent
@@ -112,78 +111,6 @@ def test_load_is_what_others_used(monkeypatch, tmp_path):
     assert load.Load(0.0, 40).busy
     stat.write_text("what is this")
     assert load._busy_seconds() is None
-
-
-def tools(codes, seconds_per_step=10.0):
-    """Fakes that log what was asked of them; `codes`: exit status by a word of the command."""
-    log, clock = [], [0.0]
-
-    def command(words, seconds):
-        clock[0] += seconds_per_step
-        log.append((" ".join(words[2:]), seconds))  # without `python -m`
-        code = next((code for word, code in codes.items() if word in words), 0)
-        return gpu_report.Outcome(code, f"did {words[-1]}\n3 passed\n")
-
-    def race_of(case, passes, peers, setting, advance):
-        clock[0] += 30
-        return race(case, passes, [row("swat flex", 1.0)], "swat flex")
-
-    def measure(chosen, quick, deadline):
-        return run_suite(chosen, quick, deadline=deadline, now=lambda: clock[0], race=race_of)
-
-    fields = {name: getattr(record(), name) for name in ("created", "commit", "device", "versions", "threads")}
-    return log, gpu_report.Tools(
-        has_gpu=lambda: True,
-        command=command,
-        look=lambda device: QUIET,
-        suite=lambda name, quick: Suite(name, CPU, (TINY,), (Swat("banded"),)),
-        measure=measure,
-        surroundings=lambda device: fields,
-        now=lambda: clock[0],
-    )
-
-
-def test_a_gpu_report_tests_tunes_measures_and_keeps_the_record(tmp_path):
-    log, fakes = tools({})
-    found, file = gpu_report.run(480, tmp_path, False, fakes)
-    assert [words.split()[:2] for words, _ in log] == [["pytest", "-q"], *[["swat_flex", "tune"]] * 4]
-    assert "-m gpu" in log[0][0]
-    assert all("--seconds 36" in words for words, _ in log[1:])
-    assert "--shape 8,16,16,4096,64 --window 1024 --dtype bf16 --backward" in log[1][0]
-    assert sum(seconds for _, seconds in log) <= 480
-    assert file.name == "some-cpu-9000.json"
-    assert read(file) == found
-    assert len(found.races) == 4  # two suites, two passes
-    assert found.steps[0] == {"name": "pytest -m gpu", "outcome": "3 passed"}
-
-
-def test_a_gpu_report_stops_at_a_failed_test_and_writes_nothing(tmp_path):
-    _, fakes = tools({"pytest": 1})
-    with pytest.raises(gpu_report.Stopped, match="nothing was measured"):
-        gpu_report.run(480, tmp_path, False, fakes)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failed_tuning_is_told_and_measured_without(tmp_path):
-    _, fakes = tools({"tune": 2})
-    found, _ = gpu_report.run(480, tmp_path, False, fakes)
-    assert all("FAILED, exit status 2" in step["outcome"] for step in found.steps if "tune" in step["name"])
-    assert found.races
-
-
-def test_a_gpu_report_ends_in_time_and_names_what_it_left_out(tmp_path):
-    _, fakes = tools({}, seconds_per_step=24.0)
-    found, _ = gpu_report.run(200, tmp_path, False, fakes)
-    assert len(found.races) == 2
-    left_out = [step["outcome"] for step in found.steps if step["name"].startswith("suite")]
-    assert any("tiny, both" in outcome for outcome in left_out)
-
-
-def test_a_gpu_report_refuses_a_busy_gpu(tmp_path):
-    _, fakes = tools({})
-    busy = replace(fakes, look=lambda device: load.Load(0.0, 60))
-    with pytest.raises(load.Busy, match="60% of the GPU"):
-        gpu_report.run(480, tmp_path, False, busy)
 
 
 def benchmarks(tmp_path, **medians):

@@ -1,5 +1,6 @@
-"""Records: round trip, refusals, atomic writes; the tables and pictures made of them; the README's figures."""
+"""Records: round trip, refusals, atomic writes; the tables and pictures made of them; the pages' figures."""
 
+import dataclasses
 import io
 import json
 import re
@@ -109,28 +110,41 @@ def test_bytes_between_devices_are_those_of_the_tokens_that_the_last_device_lack
     assert communication.ring_bytes(devices, length, per_token) == (length - shard) * per_token
 
 
-def test_the_readme_quotes_the_committed_record():
-    text = readme.README.read_text()
-    found = readme.BLOCK.search(text)
-    assert found, "README.md has no measured block"
-    committed = readme.README.parent / found["file"]
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_a_page_quotes_the_committed_record(page):
+    found = readme.BLOCK.search(page.read_text())
+    assert found, f"{page.name} has no measured block"
+    committed = readme.ROOT / found["file"]
     assert committed.parent == RESULTS
-    assert found[0] == readme.block(load(committed), found["file"]), "run `python -m perf readme`"
+    assert found[0] == readme.block(load(committed), found["file"], found["case"]), "run `python -m perf readme`"
 
 
-def test_the_readme_s_block_is_rewritten_and_nothing_else(tmp_path):
+def test_a_page_s_block_is_rewritten_and_nothing_else(tmp_path):
     save(record(), tmp_path / "new.json")
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- measured: old.json -->\nold\n<!-- /measured -->\nafter\n")
-    assert readme.rewrite(tmp_path / "new.json", page)
-    assert not readme.rewrite(None, page)
+    assert readme.rewrite(page, tmp_path / "new.json", tmp_path)
+    assert not readme.rewrite(page, None, tmp_path)
     text = page.read_text()
     assert re.fullmatch(r"before\n<!-- measured: new.json -->\n.*<!-- /measured -->\nafter\n", text, re.DOTALL)
     assert "| **swat banded** | 3.00 ± 2% | 3.00 ± 2% |" in text
     assert "| SDPA causal | 9.50 ± 2% (3.2×) |" in text
     page.write_text("nothing")
     with pytest.raises(ValueError, match="measured: FILE"):
-        readme.rewrite(None, page)
+        readme.rewrite(page, None, tmp_path)
+
+
+def test_a_block_may_show_one_case(tmp_path):
+    other = race(dataclasses.replace(TINY, name="other"), "forward", [row("swat banded", 7.0)])
+    save(record(races=[*record().races, other]), tmp_path / "new.json")
+    page = tmp_path / "README.md"
+    page.write_text("<!-- measured: new.json, case other -->\n<!-- /measured -->\n")
+    assert readme.rewrite(page, None, tmp_path)
+    assert "| **swat banded** | 7.00 ± 2% |" in page.read_text()
+    assert TINY.name not in page.read_text()
+    page.write_text("<!-- measured: new.json, case absent -->\n<!-- /measured -->\n")
+    with pytest.raises(ValueError, match=r"case: expected one of .*, got 'absent'"):
+        readme.rewrite(page, None, tmp_path)
 
 
 def test_a_device_s_name_makes_a_file_name():

@@ -142,7 +142,7 @@ def test_a_failure_is_written_whole_and_fails_again(tmp_path):
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     failure = Failure(SwatCase(1, 1), "banded", "cpu", "wrong")
-    monkeypatch.setattr(fuzz.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         failure.save(tmp_path / "failure.json")
     assert list(tmp_path.iterdir()) == []

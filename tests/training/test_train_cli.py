@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from swat_flex.cli import app
-from swat_flex.training import load_checkpoint
+from swat_flex.training import Trainer, load_checkpoint
 from swat_flex.training.checkpoint import checkpoints
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -66,17 +66,20 @@ def test_kill_9_loses_at_most_one_interval_and_no_bit(folder, tmp_path):
     assert load_checkpoint(killed)["step"] == step + 2
 
 
-def test_stop_on_sigterm_saves(folder, tmp_path):
-    command = [sys.executable, "-m", "swat_flex", *tiny(folder, tmp_path / "run", "--steps", "40000")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "documents" not in process.stdout.readline():
-        assert process.poll() is None
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert load_checkpoint(tmp_path / "run")["step"] > 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_and_saves(folder, tmp_path, monkeypatch, number):
+    """Sent from within the third step, so that no clock decides; a second one would end the program."""
+    step, before = Trainer._train_step, signal.getsignal(number)
+
+    def interrupted(trainer, rate):
+        if trainer.step == 2:
+            signal.raise_signal(number)
+        return step(trainer, rate)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    run(*tiny(folder, tmp_path / "run", "--steps", "40000"))
+    assert load_checkpoint(tmp_path / "run")["step"] == 3
+    assert signal.getsignal(number) is before
 
 
 def test_torchrun_shards_and_trains_the_same(folder, tmp_path):

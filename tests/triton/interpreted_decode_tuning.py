@@ -42,7 +42,7 @@ def measure(folder, window, tokens, **changes):
     space = decode_op.DECODE.space(of)
     winner, default = space.to_json(TUNED), space.to_json(space.default)
     timings = [(default, Timing(2.0, 0.1, 15)), (winner, Timing(1.0, 0.1, 15))]
-    key = decode_op.DECODE.key(of, torch.device("cpu"))
+    key = decode_op.DECODE.key(of)
     Store(folder).put(Entry(key, winner, default, timings, [], "wall", False, datetime(2026, 1, 1, tzinfo=UTC)))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_assembly.py", "interpreted_decode*.py"])
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_kernels_in_the_interpreter(name):
+def test_kernels_in_the_interpreter(chosen):
     """In a process of its own: Triton decides at import whether it compiles or interprets."""
-    files = sorted(map(str, Path(__file__).parent.glob(name)))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    files = sorted(map(str, Path(__file__).parent.glob("interpreted*.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen, *files]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )

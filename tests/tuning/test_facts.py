@@ -6,6 +6,7 @@ Nothing of this runs on a GPU here; the searches' own behaviour is tested on the
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from swat_flex.backends.triton import DECODE, DecodeConfig, TritonConfig, config
 from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
-from swat_flex.window import Window
 
 H100_SHARED = 232448  # bytes a block may use on sm_90
 
@@ -42,6 +42,20 @@ def test_machine_code_rules_candidates_out(config, reason):
 
     found = complaint("forward", problem(), config, "sm_90", H100_SHARED)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize("name", ["forward", "decode"])
+def test_a_register_that_nothing_writes_rules_a_candidate_out(name, monkeypatch):
+    """As Triton leaves them where a piece of assembly takes more elements than a thread holds."""
+    pytest.importorskip("triton")
+    from swat_flex.tuning import facts
+
+    ptx = ".reg .b32 %r<9>;\nmov.u32 %r1, 0;\nadd.s32 %r2, %r1, %r7;\nst.shared.b32 [%r2], %r8;\n"
+    compiled = SimpleNamespace(asm={"ptx": ptx}, metadata=SimpleNamespace(shared=0))
+    monkeypatch.setattr(facts, "compile_kernel", lambda *_, **__: compiled)
+    monkeypatch.setattr(facts, "compile_decode", lambda *_, **__: compiled)
+    of, config = (step(), DecodeConfig(64, 4, 2)) if name == "decode" else (problem(), TritonConfig(64, 64, 4, 2))
+    assert facts.complaint(name, of, config, "sm_90", H100_SHARED) == "reads %r7 and 1 more that nothing writes"
 
 
 def step(window=1024, tokens=1, **changes):
@@ -127,15 +141,20 @@ def test_flex_offers_a_switch_only_where_it_is_right():
 
 def test_flex_leaves_a_switch_out_where_lengths_make_it_wrong():
     config = FlexConfig(128, 64, 4, 3, 32, 128, 8, 2, contiguous=True, rows_safe=True)
-    causal, window = Window.of(None), Window.of(512)
-    assert config.fitting(causal, 256, 256, False, True) == config
-    assert config.fitting(Window.of(256 + 1), 256, 256, False, True).rows_safe  # reaches to the first key
-    assert config.fitting(window, 1024, 1024, False, True) == dataclasses.replace(config, rows_safe=False)
-    assert not config.fitting(causal, 256, 256, False, False).rows_safe
-    assert not config.fitting(causal, 250, 256, False, True).rows_safe
-    assert not config.fitting(causal, 128, 200, False, True).rows_safe
-    assert not config.fitting(causal, 256, 256, True, True).contiguous
-    assert not rows_are_safe(Window.of((None, 5)), 256, 256)
+
+    def fitting(window, q_len, kv_len, documents=False, activation="softmax"):
+        return config.fitting(
+            problem(window, q_len=q_len, kv_len=kv_len, has_documents=documents, activation=activation)
+        )
+
+    assert fitting(None, 256, 256) == config
+    assert fitting(256 + 1, 256, 256).rows_safe  # reaches to the first key
+    assert fitting(512, 1024, 1024) == dataclasses.replace(config, rows_safe=False)
+    assert not fitting(None, 256, 256, activation="sigmoid").rows_safe
+    assert not fitting(None, 250, 256).rows_safe
+    assert not fitting(None, 128, 200).rows_safe
+    assert not fitting(None, 256, 256, documents=True).contiguous
+    assert not rows_are_safe(problem((None, 5), q_len=256, kv_len=256))
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])

@@ -1,10 +1,13 @@
-"""Searches on this CPU: small problems, a real clock, no comparison of times."""
+"""Searches on this CPU: small problems, timed by a clock that takes no time; one search with a real one."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,24 +15,50 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import autotune
 from autotune import Store, StoreWarning
 from swat_flex import explain, flex_swat, naive_swat, tune, tuned
 from swat_flex.backends.banded import BandedConfig, op, tiles
 from swat_flex.cli import app
 from swat_flex.dispatch import BACKEND, BackendConfig
 from swat_flex.problem import Problem
+from swat_flex.tuning import plan as planning
+from swat_flex.tuning import search as searching
+from swat_flex.tuning import tasks
 from swat_flex.tuning.plan import jobs_of, plan
 from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import Job, SwatTask
+
+command_file = importlib.import_module("swat_flex.cli.tune")  # the module, which the function hides
 
 FEW = {"block": (32, 48, 80), "tile": (2**20,), "segment": (16,)}
 PROBLEM = dataclasses.replace(Problem.of_self_attention(2, 200, 16, torch.float32, "cpu", 64), needs_grad=False)
 SHAPE = ("--shape", "1,2,2,200,16", "--window", "64")
 
 
+class Scripted:
+    """A clock by which every call takes a millisecond, whatever else the machine does."""
+
+    name = "scripted"
+
+    def sampler(self, run):
+        run()
+        return lambda: 1.0
+
+    def probe(self):
+        pass
+
+
 @pytest.fixture
 def few(monkeypatch):
-    """Four blocks to choose from, one of which is the default."""
+    """Four blocks to choose from, one of which is the default; a search ends when it has tried them."""
+    monkeypatch.setattr(tasks, "clock_for", lambda device: Scripted())
+    monkeypatch.setattr(planning, "_call_seconds", lambda job, seconds: 1e-3)
+    monkeypatch.setattr(searching, "search", functools.partial(autotune.search, now=lambda: 0.0))
+    few_blocks(monkeypatch)
+
+
+def few_blocks(monkeypatch):
     for name in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(op, name, dataclasses.replace(getattr(op, name), choices=lambda problem: FEW))
 
@@ -47,8 +76,10 @@ def told_by_a_new_process():
     return subprocess.check_output([sys.executable, "-c", program], text=True, env=os.environ)
 
 
-def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, few):
-    found = tune(*qkv(), 64, seconds=20)
+def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, monkeypatch):
+    """The one search by a real clock."""
+    few_blocks(monkeypatch)
+    found = tune(*qkv(), 64, seconds=50)  # it ends when all four were tried
     (outcome,) = found.outcomes
     assert outcome.saved
     assert outcome.name == "banded.forward"
@@ -110,12 +141,17 @@ def test_a_disk_that_cannot_be_written_leaves_the_winner_in_memory(tmp_path, mon
     torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow  # compiles two of flex's programs
 def test_backends_are_raced_with_one_check_for_all():
     """flex's program is compiled here; its results are held to the same rule."""
     spec = Spec(PROBLEM, "cpu")
     task = SwatTask(Job(BACKEND.name, "auto", spec, {"banded.forward": BandedConfig(32)}))
     for name in ("banded", "flex"):
         assert task.check(task.prepare(BackendConfig(name))()) is None
+
+
+def test_flex_enters_where_there_is_time_for_its_compilation():
+    spec = Spec(PROBLEM, "cpu")
     assert [job.tunable for job in jobs_of(spec, "auto", seconds=100)] == ["banded.forward", "backend"]
     assert [job.tunable for job in jobs_of(spec, "auto", seconds=10)] == ["banded.forward"]
 
@@ -201,26 +237,20 @@ def test_what_does_not_fit_into_memory_is_left_out(monkeypatch):
     assert "GiB" in result.output
 
 
-INTERRUPTED = """
-import signal, sys
-from swat_flex.cli import tune
-from swat_flex.cli import app
-follow, seen = tune._Screen.follow, []
-def interrupt(screen, item, event):
-    follow(screen, item, event)
-    seen.append(event.kind)
-    if seen.count("measured") == 3:
-        signal.raise_signal(signal.SIGINT)
-tune._Screen.follow = interrupt
-app(["tune", "--shape", "1,2,2,200,16", "--window", "64", "--seconds", "30", "--backward"])
-"""
+def test_ctrl_c_keeps_what_was_measured(measured, monkeypatch, few):
+    follow, seen = command_file._Screen.follow, []
 
+    def interrupt(screen, item, event):
+        follow(screen, item, event)
+        seen.append(event.kind)
+        if seen.count("measured") == 3:
+            signal.raise_signal(signal.SIGINT)
 
-def test_ctrl_c_keeps_what_was_measured(measured):
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
-    assert done.returncode == 130, done.stderr
-    assert "1 saved in" in done.stdout
-    assert "interrupted after" in done.stdout
+    monkeypatch.setattr(command_file._Screen, "follow", interrupt)
+    result = command(*SHAPE, "--seconds", "30", "--backward")
+    assert result.exit_code == 130, result.output
+    assert "1 saved in" in result.output
+    assert "interrupted after" in result.output
     (entry,) = Store(measured).entries()
     assert entry.interrupted
     assert entry.key.tunable == "banded.forward"

@@ -109,7 +109,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _cpu() -> str:
-    """What -march=native looks at."""
+    """Read what -march=native looks at."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({x for x in lines if x.startswith(("flags", "Features", "model name", "CPU part"))}))
@@ -140,7 +140,7 @@ def _private(folder: Path) -> Iterator[Path]:
 
 
 def _is_whole(path: Path, name: str) -> bool:
-    """Whether this is the user's own file and as it was written."""
+    """Tell whether this is the user's own file and as it was written."""
     try:
         with open(path, "rb") as file:
             known = os.fstat(file.fileno())

@@ -51,15 +51,18 @@ def _load() -> Built | BuildError:
     return built
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def trouble() -> str | None:
-    """Why there is no library, in one line; None where there is one, built now if need be. Constant while tracing."""
+    """Say why there is no library; None where there is one, built now if need be. A trace sees a constant."""
     built = _load()
     return str(built) if isinstance(built, BuildError) else None
 
 
+# A trace runs it and does not trace it: torch.compiler.assume_constant_result, without importing the compiler for it.
+trouble._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def built() -> Built:
-    """The library.
+    """Return the library.
 
     Raises:
         NotImplementedError: there is none; says why.
@@ -71,7 +74,7 @@ def built() -> Built:
 
 
 def describe() -> str:
-    """The compiler, the vectors' width and the time of building; or why there is no library. In one line."""
+    """Say in one line which compiler, what width of vectors and what time of building; or why there is no library."""
     found = _load()
     if isinstance(found, BuildError):
         return str(found)

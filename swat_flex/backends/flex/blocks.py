@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
+import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swat_flex.tracing import can_cache
+from swat_flex.tracing import can_cache, is_capturing
 from swat_flex.window import Window
 
 BLOCK = 128  # tokens on each side of a tile of the block mask; lengths are padded to a multiple of it
@@ -139,7 +140,7 @@ class Grid:
 def band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> tuple[Bounds, BlockLists]:
     """Build the window in FlexAttention's form on the grid's device.
 
-    With `document_ids`, int `[B, Lk]`, tiles whose id ranges do not meet are left out.
+    With `document_ids`, int32 or int64 `[B, Lk]`, tiles whose id ranges do not meet are left out.
     """
     numbers = (*grid.sides, grid.offset, grid.kv_len)
     bounds = Bounds(*(torch.full((), n, dtype=torch.int32, device=grid.device) for n in numbers))
@@ -159,18 +160,44 @@ def band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> tuple[Bo
     return bounds, BlockLists(*by_row, *_lists(row, partial, full, grid.rows, None, form.merged))
 
 
-def cached_band(grid: Grid, form: Form) -> tuple[Bounds, BlockLists]:
-    """Build `band` without documents, or reuse the last one of 32; skip the cache where its tensors may not be reused.
+def cached_band(grid: Grid, form: Form, document_ids: Tensor | None = None) -> tuple[Bounds, BlockLists]:
+    """Build `band`, or reuse one of the last `KEPT`, made for the same grid and the same unchanged tensor of ids.
 
-    Tensors made under inference mode are ordinary ones here, so that training may reuse them.
+    `document_ids` are int `[B, Lk]` or `[Lk]`. Tensors made under inference mode are ordinary ones here, so that
+    training may reuse them. What a captured CUDA graph meets stays for good, since its replays read it.
     """
     with torch.inference_mode(False):
-        if not can_cache(torch.empty(0, device=grid.device)):
-            return band(grid, form)
-        return _cached(grid, form)
+        key = grid, form, None if document_ids is None else (id(document_ids), _version(document_ids))
+        made, of = _bands.get(key, (None, None))
+        if made is not None and (document_ids is None or (of is not None and of() is document_ids)):
+            if is_capturing(grid.device):
+                _pinned[key] = made
+            return made
+        made = band(grid, form, None if document_ids is None else wide_ids(document_ids, grid.kv_len))
+        if can_cache(made[0].left):
+            if len(_bands) >= KEPT:
+                del _bands[next(iter(_bands))]
+            _bands[key] = made, None if document_ids is None else weakref.ref(document_ids)
+        return made
 
 
-_cached = functools.lru_cache(maxsize=32)(band)
+KEPT = 32  # bands remembered at a time; the oldest goes first
+_Key = tuple[Grid, Form, tuple[int, int] | None]
+_bands: dict[_Key, tuple[tuple[Bounds, BlockLists], weakref.ref[Tensor] | None]] = {}
+_pinned: dict[_Key, tuple[Bounds, BlockLists]] = {}
+
+
+def _version(x: Tensor) -> int:
+    """Count the writes to a tensor; an inference tensor does not say, and counts as always written."""
+    return next(_never) if x.is_inference() else x._version
+
+
+_never = itertools.count(-1, -1)
+
+
+def wide_ids(ids: Tensor, kv_len: int) -> Tensor:
+    """Return ids as int32 or int64 `[B, Lk]`, B = 1 where all rows share them."""
+    return ids.view(-1, kv_len).to(torch.int64 if ids.dtype == torch.int64 else torch.int32)
 
 
 def _lists(

@@ -23,7 +23,7 @@ from torch import Tensor
 from swat_flex import modifiers, tuned
 from swat_flex.backends.flex import blocks as block_lists
 from swat_flex.backends.flex import config as configs
-from swat_flex.backends.flex.blocks import BLOCK, Form, Grid, band, cached_band, padded_blocks
+from swat_flex.backends.flex.blocks import BLOCK, Form, Grid, band, cached_band, padded_blocks, wide_ids
 from swat_flex.backends.flex.config import FlexConfig
 from swat_flex.backends.operator import define, empty_output
 from swat_flex.operands import Operands
@@ -143,7 +143,7 @@ def _traced(operands: Operands) -> Tensor:
     grid = Grid(operands.window, q_len, kv_len, q.shape[2] // block, k.shape[2] // block, q.device, block)
     slopes, logit_bias = operands.slopes, operands.logit_bias
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, slopes, logit_bias))
-    ids = None if ids is None else _wide_ids(ids, len(q), kv_len)
+    ids = None if ids is None else wide_ids(ids, kv_len).expand(len(q), -1)
     bounds, blocks = band(grid, Form(backward=wanted, merged=config.contiguous), ids)
     if _is_known(q_len % BLOCK == 0):  # FlexAttention wants captured tensors without symbols in their shapes
         slopes, logit_bias = by_query(slopes, q.shape[2]), by_query(logit_bias, q.shape[2])
@@ -156,16 +156,11 @@ def _bounded(
     grid: Grid, form: Form, ids: Tensor | None, batch: int
 ) -> tuple[Tensor | None, block_lists.Bounds, block_lists.BlockLists]:
     """Return (document ids of whole blocks, bounds, block lists) of a call whose sizes are numbers."""
-    if ids is None:
-        return None, *cached_band(grid, form)
-    ids = _wide_ids(ids, batch, grid.kv_len)
-    padding = grid.columns * grid.block - grid.kv_len
-    return F.pad(ids, (0, padding), value=-1), *band(grid, form, ids)
-
-
-def _wide_ids(ids: Tensor, batch: int, kv_len: int) -> Tensor:
-    """Return ids as int32 or int64 `[B, Lk]`."""
-    return ids.expand(batch, kv_len).to(torch.int64 if ids.dtype == torch.int64 else torch.int32)
+    bounds, blocks = cached_band(grid, form, ids)
+    if ids is not None:
+        padding = grid.columns * grid.block - grid.kv_len
+        ids = F.pad(wide_ids(ids, grid.kv_len).expand(batch, -1), (0, padding), value=-1)
+    return ids, bounds, blocks
 
 
 def _padded(x: Tensor, blocks: int) -> Tensor:

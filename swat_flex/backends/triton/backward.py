@@ -7,18 +7,20 @@ With w = σ(x) and dw = ⟨do_i, v_j⟩ the logit's gradient is dx = dw·w·(1 �
 A sigmoid needs neither the output nor a row's sum to get there. Nothing is added atomically: runs repeat to the bit.
 
 float16 rounds dx times `dx_scale`, a power of two that puts its bound just below the largest float16.
+See tiles.py for the names.
 """
 
 import triton
 import triton.language as tl
 
 from swat_flex.backends.triton.tiles import (
-    head_factors,
     head_of,
-    is_gentle,
+    ids_of,
     load_rows,
+    logit_of,
     product,
     same_document,
+    slope_in_range,
     store_rows,
     visible,
     weigh,
@@ -27,32 +29,33 @@ from swat_flex.backends.triton.tiles import (
 
 @triton.jit
 def _query_gradient(
-    dq, dslope, dbias, q, grad, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop, inner, gap, first, left, right, kv_len,
-    factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
-    PER_HEAD: tl.constexpr, MASKED: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    dq, dslope, dbias, rows, keys, values, span, band, dx_scale, PER_HEAD: tl.constexpr, MASKED: tl.constexpr,
+    WAY: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """(dq, dslope, dbias) plus what the key tiles of [start, stop) give; dq lacks scale and has dx_scale.
+    """(dq, dslope, dbias) plus what the key blocks of `span` give; dq lacks scale and has dx_scale.
 
-    MASKED, tiles from `inner` on lie `gap` further right.
+    rows = (q, gradient of the output, position of the first, ids, logit).
     """
+    q, grad, first, ids, logit = rows
+    start, stop, inner, gap = span
+    kv_len = band[2]
+    BM: tl.constexpr = q.shape[0]
+    HIDES: tl.constexpr = MASKED or band[3] is not None
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    rows, columns = (o_m - BM // 2).to(tl.float32), -o_n.to(tl.float32)
+    distance, columns = (o_m - BM // 2).to(tl.float32), -o_n.to(tl.float32)
     for i_n in tl.range(start, stop, BN, num_stages=STAGES):
         n = i_n
         if MASKED:
             n = tl.where(i_n < inner, i_n, i_n + gap)
-        k = load_rows(p_k, n, k_at, kv_len, BN, D, BD, MASKED)  # [BN, BD]
-        v = load_rows(p_v, n, v_at, kv_len, BN, DV, BDV, MASKED)  # [BN, BDV]
+        k = load_rows(keys, n, kv_len, BN, WIDTH, MASKED)  # [BN, BD]
+        v = load_rows(values, n, kv_len, BN, VALUE_WIDTH, MASKED)  # [BN, BDV]
         base = (first + BM // 2 - n).to(tl.float32)
-        w = weigh(product(q, tl.trans(k)), rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, 0, KIND,
-                  not (MASKED or DOCUMENTS))  # fmt: skip
+        w = weigh(product(q, tl.trans(k)), distance, columns, base, logit, WAY, not HIDES)
         dx = product(grad, tl.trans(v)) * (w - w * w)  # [BM, BN]
-        if MASKED or DOCUMENTS:
-            seen = visible(first + o_m, n + o_n, left, right, kv_len, p_ids, q_ids, DOCUMENTS)
-            dx = tl.where(seen, dx, 0.0)
+        if HIDES:
+            dx = tl.where(visible(first + o_m, n + o_n, band, ids), dx, 0.0)
         if PER_HEAD:
-            dslope += tl.sum(dx * tl.abs((rows + base)[:, None] + columns[None, :]), 1)
+            dslope += tl.sum(dx * tl.abs((distance + base)[:, None] + columns[None, :]), 1)
             dbias += tl.sum(dx, 1)
         dq = product((dx * dx_scale).to(k.dtype), k, dq)
     return dq, dslope, dbias
@@ -60,59 +63,50 @@ def _query_gradient(
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "left", "right"])
 def query_gradient_kernel(
-    grad, q, k, v, slopes, logit_bias, document_ids, dx_scale, dq, partial, grad_strides, q_strides, k_strides,
-    v_strides, dq_strides, q_len, kv_len, left, right, scale, q_heads, group, document_stride,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BOTH_SIDES: tl.constexpr,
-    KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    grad, q, k, v, dq, partial, dx_scale, grad_strides, q_strides, k_strides, v_strides, dq_strides, per_head,
+    documents, q_len, kv_len, left, right, scale, q_heads, group, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    WAY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq, and for the per-head gradients one partial sum per program.
 
-    Grid: (cdiv(Lq, BM)·Hq·B,), query tiles fastest; one program owns BM query rows of one query head.
+    Grid: (cdiv(Lq, BM)·Hq·B,), query blocks fastest; one program owns BM query rows of one query head.
     Reads: as the forward, and the rows of the output's gradient.
     Writes: each row of dq below Lq once; partial `[2, B·Hq·cdiv(Lq, BM)]` (dslope, dbias) unless it is None.
-    Needs: strides in elements, order b h l d; dx_scale a pointer to one float32, or None for 1.
+    Needs: what the forward needs, SHIFT 0; dx_scale a pointer to one float32, or None for 1.
     """
-    tiles = tl.cdiv(q_len, BM)
-    i_m, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    blocks = tl.cdiv(q_len, BM)
+    i_m, i_bh = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     i_b, i_h = i_bh // q_heads, i_bh % q_heads
-    b, h = i_b.to(tl.int64), i_h.to(tl.int64)
-    p_k, k_at = head_of(k, k_strides, i_b, i_h // group)
-    p_v, v_at = head_of(v, v_strides, i_b, i_h // group)
-    HAS_SLOPES: tl.constexpr = slopes is not None
-    DOCUMENTS: tl.constexpr = document_ids is not None
+    BD: tl.constexpr = WIDTH[1]
     PER_HEAD: tl.constexpr = partial is not None
-    factor, slope, bias = head_factors(slopes, logit_bias, i_h, scale, 0, KIND)
     up = 1.0
     if dx_scale is not None:
         up = tl.load(dx_scale)
 
     row = i_m * BM
     first = row + kv_len - q_len
-    queries = load_rows(q + b * q_strides[0] + h * q_strides[1], row, q_strides, q_len, BM, D, BD, True)
-    grads = load_rows(grad + b * grad_strides[0] + h * grad_strides[1], row, grad_strides, q_len, BM, DV, BDV, True)
-    p_ids, q_ids = document_ids, 0
-    if DOCUMENTS:
-        p_ids = document_ids + b * document_stride
-        o_i = first + tl.arange(0, BM)
-        q_ids = tl.load(p_ids + o_i, mask=o_i < kv_len, other=-1)[:, None]
+    keys, values = head_of(k, k_strides, i_b, i_h // group), head_of(v, v_strides, i_b, i_h // group)
+    p_ids, ids = None, None
+    if documents is not None:
+        p_ids = documents[0] + i_b.to(tl.int64) * documents[1]
+        ids = ids_of(p_ids, first + tl.arange(0, BM), kv_len)
+    band = (left, right, kv_len, p_ids)
+    b_q = load_rows(head_of(q, q_strides, i_b, i_h), row, q_len, BM, WIDTH, True)
+    b_grad = load_rows(head_of(grad, grad_strides, i_b, i_h), row, q_len, BM, VALUE_WIDTH, True)
+    rows = (b_q, b_grad, first, ids, logit_of(per_head, i_h, scale, WAY))
 
     start = tl.maximum(first - left, 0) // BN * BN
     stop = tl.minimum(first + BM + right, kv_len)
     inner = tl.minimum(tl.maximum(tl.cdiv(first + BM - 1 - left, BN) * BN, start), tl.cdiv(stop, BN) * BN)
     outer = tl.maximum(tl.minimum(first + right + 1, kv_len) // BN * BN, inner)
-    outer = tl.where(is_gentle(slope, BM, BOTH_SIDES, KIND), outer, inner)
+    outer = tl.where(slope_in_range(rows[4], BM, WAY), outer, inner)
     gap = outer - inner
     acc, dslope, dbias = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
-    acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, start, stop - gap, inner, gap, first,
-        left, right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, True, KIND, D, DV,
-        BD, BDV, BM, BN, STAGES)  # fmt: skip
-    acc, dslope, dbias = _query_gradient(
-        acc, dslope, dbias, queries, grads, p_k, p_v, k_at, v_at, p_ids, q_ids, inner, outer, inner, gap, first,
-        left, right, kv_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, PER_HEAD, False, KIND, D, DV,
-        BD, BDV, BM, BN, STAGES)  # fmt: skip
-    p_dq = dq + b * dq_strides[0] + h * dq_strides[1]
-    store_rows(p_dq, acc * (scale / up), row, dq_strides, q_len, BM, D, BD)
+    acc, dslope, dbias = _query_gradient(acc, dslope, dbias, rows, keys, values, (start, stop - gap, inner, gap), band,
+                                         up, PER_HEAD, True, WAY, WIDTH, VALUE_WIDTH, BN, STAGES)  # fmt: skip
+    acc, dslope, dbias = _query_gradient(acc, dslope, dbias, rows, keys, values, (inner, outer, inner, gap), band,
+                                         up, PER_HEAD, False, WAY, WIDTH, VALUE_WIDTH, BN, STAGES)  # fmt: skip
+    store_rows(head_of(dq, dq_strides, i_b, i_h), acc * (scale / up), row, q_len, BM, WIDTH)
     if PER_HEAD:
         tl.store(partial + tl.program_id(0), tl.sum(dslope, 0))
         tl.store(partial + tl.num_programs(0) + tl.program_id(0), tl.sum(dbias, 0))
@@ -120,38 +114,41 @@ def query_gradient_kernel(
 
 @triton.jit
 def _key_gradients(
-    dk, dv, k, v, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop, inner, gap, n, offset, left, right, q_len,
-    factor, slope, bias, dx_scale, HAS_SLOPES: tl.constexpr, BOTH_SIDES: tl.constexpr, DOCUMENTS: tl.constexpr,
-    MASKED: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    dk, dv, keys, queries, grads, span, sides, q_len, logit, dx_scale, MASKED: tl.constexpr,
+    WAY: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv) of the keys n … n + BN plus what the query tiles of [start, stop) give, scaled as in the kernel.
+    """(dk, dv) of a block of keys plus what the query blocks of `span` give, scaled as in the kernel.
 
-    MASKED, tiles from `inner` on lie `gap` further down.
+    The tile is transposed, `[BN, BM]`. keys = (k, v, n, k_ids), the first at position n counted in rows of
+    queries; sides = (left, right, p_ids), where p_ids counts likewise.
     """
+    k, v, n, k_ids = keys
+    start, stop, inner, gap = span
+    left, right, p_ids = sides
+    BN: tl.constexpr = k.shape[0]
+    HIDES: tl.constexpr = MASKED or p_ids is not None
+    SHIFT: tl.constexpr = WAY[2]
     o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
-    rows, columns = (BN // 2 - o_n).to(tl.float32), o_m.to(tl.float32)
+    rows, columns = (-o_n + BN // 2).to(tl.float32), o_m.to(tl.float32)
     for i_m in tl.range(start, stop, BM, num_stages=STAGES):
         m = i_m
         if MASKED:
             m = tl.where(i_m < inner, i_m, i_m + gap)
-        q = load_rows(p_q, m, q_at, q_len, BM, D, BD, MASKED)  # [BM, BD]
-        grad = load_rows(p_grad, m, grad_at, q_len, BM, DV, BDV, MASKED)  # [BM, BDV]
-        base = (m + offset - n - BN // 2).to(tl.float32)
+        q = load_rows(queries, m, q_len, BM, WIDTH, MASKED)  # [BM, BD]
+        grad = load_rows(grads, m, q_len, BM, VALUE_WIDTH, MASKED)  # [BM, BDV]
         s = product(k, tl.trans(q))
         dw = product(v, tl.trans(grad))
-        w = weigh(s, rows, columns, base, factor, slope, bias, HAS_SLOPES, BOTH_SIDES, SHIFT,
-                  KIND, not (MASKED or DOCUMENTS))  # fmt: skip
-        if MASKED or DOCUMENTS:
-            d = (m + offset - n + o_m)[None, :] - o_n[:, None]
+        w = weigh(s, rows, columns, (m - n - BN // 2).to(tl.float32), logit, WAY, not HIDES)
+        if HIDES:
+            d = (m - n + o_m)[None, :] - o_n[:, None]
             seen = (d + right).to(tl.uint32) <= (left + right).to(tl.uint32)  # −right ≤ d ≤ left
-            if DOCUMENTS:
-                p_q_ids = p_ids + m + offset + o_m
-                seen &= same_document(tl.load(p_q_ids, mask=m + o_m < q_len, other=-1)[None, :], k_ids)
+            if p_ids is not None:
+                q_ids = tl.load(p_ids + m + o_m, mask=m + o_m < q_len, other=-1)[None, :]
+                seen &= same_document(q_ids, k_ids)
             w = tl.where(seen, w, 0.0)
         dv = product(w.to(grad.dtype), grad, dv)
         dx = dw * (w - w * (w * 2.0**-SHIFT))  # [BN, BM], times 2^SHIFT
-        if MASKED or DOCUMENTS:
+        if HIDES:
             dx = tl.where(w == 0.0, 0.0, dx)  # hidden: not even NaN from an unseen value
         dk = product((dx * dx_scale).to(q.dtype), q, dk)
     return dk, dv
@@ -159,60 +156,55 @@ def _key_gradients(
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "left", "right"])
 def key_gradients_kernel(
-    grad, q, k, v, slopes, logit_bias, document_ids, dx_scale, dk, dv, grad_strides, q_strides, k_strides, v_strides,
-    dk_strides, dv_strides, q_len, kv_len, left, right, scale, q_heads, group, document_stride,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BOTH_SIDES: tl.constexpr,
-    SHIFT: tl.constexpr, KIND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    grad, q, k, v, dk, dv, dx_scale, grad_strides, q_strides, k_strides, v_strides, dk_strides, dv_strides, per_head,
+    documents, q_len, kv_len, left, right, scale, q_heads, group, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    WAY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv, summed over the query heads that share a key head.
 
-    Grid: (cdiv(Lk, BN)·Hkv·B,), key tiles fastest; one program owns BN keys of one key head.
-    Reads: query tiles that touch the band, for each query head of the group in turn: edges masked, then the interior.
+    Grid: (cdiv(Lk, BN)·Hkv·B,), key blocks fastest; one program owns BN keys of one key head.
+    Reads: query blocks that touch the band, for each query head of the group in turn: edges masked, then the interior.
     Writes: each row of dk and dv below Lk once, keys that nobody sees as 0.
-    Needs: strides in elements, order b h l d; dx_scale a pointer to one float32, or None for 1.
+    Needs: what the forward needs; dx_scale a pointer to one float32, or None for 1.
     """
-    tiles, kv_heads = tl.cdiv(kv_len, BN), q_heads // group
-    i_n, i_bh = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    blocks, kv_heads = tl.cdiv(kv_len, BN), q_heads // group
+    i_n, i_bh = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     i_b, i_kv = i_bh // kv_heads, i_bh % kv_heads
-    b, kv = i_b.to(tl.int64), i_kv.to(tl.int64)
-    HAS_SLOPES: tl.constexpr = slopes is not None
-    DOCUMENTS: tl.constexpr = document_ids is not None
+    BD: tl.constexpr = WIDTH[1]
+    BDV: tl.constexpr = VALUE_WIDTH[1]
+    SHIFT: tl.constexpr = WAY[2]
     up = 1.0
     if dx_scale is not None:
         up = tl.load(dx_scale)
     up = up * 2.0**-SHIFT
 
     n, offset = i_n * BN, kv_len - q_len
-    keys = load_rows(k + b * k_strides[0] + kv * k_strides[1], n, k_strides, kv_len, BN, D, BD, True)
-    values = load_rows(v + b * v_strides[0] + kv * v_strides[1], n, v_strides, kv_len, BN, DV, BDV, True)
-    p_ids, k_ids = document_ids, 0
-    if DOCUMENTS:
-        p_ids = document_ids + b * document_stride
-        o_j = n + tl.arange(0, BN)
-        k_ids = tl.load(p_ids + o_j, mask=o_j < kv_len, other=-1)[:, None]
+    b_k = load_rows(head_of(k, k_strides, i_b, i_kv), n, kv_len, BN, WIDTH, True)
+    b_v = load_rows(head_of(v, v_strides, i_b, i_kv), n, kv_len, BN, VALUE_WIDTH, True)
+    p_ids, k_ids = None, None
+    if documents is not None:
+        p_ids = documents[0] + i_b.to(tl.int64) * documents[1]
+        k_ids = ids_of(p_ids, n + tl.arange(0, BN), kv_len)
+        p_ids += offset
+    at = n - offset
+    keys, sides = (b_k, b_v, at, k_ids), (left, right, p_ids)
 
-    # Query rows that see a key of the tile: [start, stop). Every row of [inner, outer) sees every key.
-    start = tl.maximum(n - right - offset, 0) // BM * BM
-    stop = tl.minimum(n + BN + left - offset, q_len)
-    inner = tl.maximum(tl.cdiv(tl.maximum(n + BN - 1 - right - offset, 0), BM) * BM, start)
+    # Query rows that see a key of the block: [start, stop). Every row of [inner, outer) sees every key.
+    start = tl.maximum(at - right, 0) // BM * BM
+    stop = tl.minimum(at + BN + left, q_len)
+    inner = tl.maximum(tl.cdiv(tl.maximum(at + BN - 1 - right, 0), BM) * BM, start)
     inner = tl.minimum(inner, tl.maximum(tl.cdiv(stop, BM) * BM, start))
-    whole = tl.maximum(tl.minimum(n + left + 1 - offset, q_len) // BM * BM, inner)
+    whole = tl.maximum(tl.minimum(at + left + 1, q_len) // BM * BM, inner)
     dk_acc, dv_acc = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BDV], tl.float32)
     for i_g in range(0, group):
-        h = i_kv * group + i_g
-        factor, slope, bias = head_factors(slopes, logit_bias, h, scale, SHIFT, KIND)
-        p_q, q_at = head_of(q, q_strides, i_b, h)
-        p_grad, grad_at = head_of(grad, grad_strides, i_b, h)
-        outer = tl.where(is_gentle(slope, BN, BOTH_SIDES, KIND), whole, inner)
+        i_h = i_kv * group + i_g
+        logit = logit_of(per_head, i_h, scale, WAY)
+        queries, grads = head_of(q, q_strides, i_b, i_h), head_of(grad, grad_strides, i_b, i_h)
+        outer = tl.where(slope_in_range(logit, BN, WAY), whole, inner)
         gap = outer - inner
-        dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, start, stop - gap, inner, gap, n,
-            offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, True, SHIFT, KIND,
-            D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
-        dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values, p_q, p_grad, q_at, grad_at, p_ids, k_ids, inner, outer, inner, gap, n,
-            offset, left, right, q_len, factor, slope, bias, up, HAS_SLOPES, BOTH_SIDES, DOCUMENTS, False, SHIFT, KIND,
-            D, DV, BD, BDV, BM, BN, STAGES)  # fmt: skip
-    p_dk, p_dv = dk + b * dk_strides[0] + kv * dk_strides[1], dv + b * dv_strides[0] + kv * dv_strides[1]
-    store_rows(p_dk, dk_acc * (scale / (up * 2.0**SHIFT)), n, dk_strides, kv_len, BN, D, BD)
-    store_rows(p_dv, dv_acc * 2.0**-SHIFT, n, dv_strides, kv_len, BN, DV, BDV)
+        dk_acc, dv_acc = _key_gradients(dk_acc, dv_acc, keys, queries, grads, (start, stop - gap, inner, gap), sides,
+                                        q_len, logit, up, True, WAY, WIDTH, VALUE_WIDTH, BM, STAGES)  # fmt: skip
+        dk_acc, dv_acc = _key_gradients(dk_acc, dv_acc, keys, queries, grads, (inner, outer, inner, gap), sides,
+                                        q_len, logit, up, False, WAY, WIDTH, VALUE_WIDTH, BM, STAGES)  # fmt: skip
+    store_rows(head_of(dk, dk_strides, i_b, i_kv), dk_acc * (scale / (up * 2.0**SHIFT)), n, kv_len, BN, WIDTH)
+    store_rows(head_of(dv, dv_strides, i_b, i_kv), dv_acc * 2.0**-SHIFT, n, kv_len, BN, VALUE_WIDTH)

@@ -1,17 +1,22 @@
-"""The kernels of a problem compiled for a GPU that need not be here."""
+"""The kernels of a problem compiled for a GPU that need not be here, from the arguments that a launch would have."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from swat_flex.backends.triton.config import Kernel, TritonConfig, compiler_options, configurations
-from swat_flex.backends.triton.descriptors import STREAMED, block_shape, padded
-from swat_flex.backends.triton.op import FLOAT16_SHIFT
+import torch
+from torch import Tensor
+
+from swat_flex.backends.operator import empty_output
+from swat_flex.backends.triton import decode_op
+from swat_flex.backends.triton.config import DecodeConfig, Kernel, TritonConfig, configurations
+from swat_flex.backends.triton.launch import Launch, Launches
+from swat_flex.operands import Operands
 from swat_flex.problem import Problem
 
 KERNELS: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
-_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_OPTIONAL = {"slopes": "*fp32", "logit_bias": "*fp32", "document_ids": "*i32", "dx_scale": "*fp32", "partial": "*fp32"}
+MULTIPROCESSORS = 132  # of the Hopper GPUs; they decide the number of a decode step's splits
 
 
 def compile_kernel(
@@ -21,75 +26,84 @@ def compile_kernel(
 
     Args:
         name: which kernel.
-        problem: its sizes do not matter, but for the head dimensions and the group being 1 or not.
-        target: "sm_80", "sm_90", "sm_100", "sm_120" or "gfx942".
+        problem: what it is compiled for.
+        target: "sm_80", "sm_90", "sm_100", "sm_120", "gfx942" or a relative.
         per_head: with the gradients of slopes and logit_bias (query_gradient).
         config: None is what a call would run with.
 
     Returns:
         Triton's compiled kernel, with `.asm` and `.metadata`.
     """
+    q, k, v = _inputs(problem)
+    vectors = _vectors(problem)
+    ids = _meta(torch.int32, problem.batch, problem.kv_len) if problem.has_documents else None
+    scale = problem.head_dim**-0.5
+    launches = Launches(Operands(q, k, v, *vectors, ids, problem.window, scale, problem.activation), target)
+    config = config or configurations(name, launches.padded_dim, problem.dtype.itemsize, target)[0]
+    out = empty_output(q, problem.value_dim)
+    dx_scale = _meta(torch.float32, 1) if problem.dtype == torch.float16 else None
+    if name == "forward":
+        launch = launches.forward(config, out)
+    elif name == "query_gradient":
+        partial = _meta(torch.float32, 1) if per_head else None
+        launch = launches.query_gradient(config, out, dx_scale, torch.empty_like(q), partial)
+    else:
+        launch = launches.key_gradients(config, out, dx_scale, torch.empty_like(k), torch.empty_like(v))
+    return compile_launch(launch, target)
+
+
+def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None = None) -> Any:
+    """The decode kernel as a launch would specialise it for this problem, with its tensors contiguous and aligned.
+
+    Args:
+        problem: `problem.q_len` new tokens against a ring of `problem.kv_len` slots.
+        target: as in `compile_kernel`.
+        config: None is what a step would run with.
+    """
+    inputs = (*_inputs(problem), _meta(torch.int64, problem.batch), _vectors(problem))
+    window = problem.kv_len - problem.q_len + 1
+    config = config or offline_configuration(problem)
+    _, launch, _ = decode_op.launches(config, inputs, window, problem.head_dim**-0.5, target, MULTIPROCESSORS)
+    return compile_launch(launch, target)
+
+
+def offline_configuration(problem: Problem) -> DecodeConfig:
+    """Return what a decode step runs with on a GPU with `MULTIPROCESSORS`."""
+    config = decode_op.decode_configuration(problem)
+    rows = problem.q_heads // problem.kv_heads * problem.q_len
+    programs = problem.batch * problem.kv_heads * -(-rows // decode_op.row_tile(rows))
+    return replace(config, splits=config.splits_of(programs, problem.kv_len, MULTIPROCESSORS))
+
+
+def compile_launch(launch: Launch, target: str) -> Any:
+    """Compile what a launch would run, specialised on its arguments exactly as `JITFunction.run` does it."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
 
-    from swat_flex.backends.triton import backward, forward
-
-    kernel = {
-        "forward": forward.forward_kernel,
-        "query_gradient": backward.query_gradient_kernel,
-        "key_gradients": backward.key_gradients_kernel,
-    }[name]
-    dims = padded(problem.head_dim), padded(problem.value_dim)
-    config = config or configurations(name, max(dims), problem.dtype.itemsize, target)[0]
     amd = target.startswith("gfx")
-    constants = _constants(name, problem, config, dims, amd)
-    element = _TYPES[str(problem.dtype).removeprefix("torch.")]
-    given = {"slopes": problem.has_slopes, "logit_bias": problem.has_logit_bias, "partial": per_head,
-             "document_ids": problem.has_documents, "dx_scale": element == "fp16"}  # fmt: skip
-    signature: dict[str, Any] = {}
-    values: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument.endswith("_strides"):
-            signature[argument] = ("i32", "i32", "i32", "constexpr")
-            values[i, 3] = 1
-            if problem.head_dim % 16 == problem.value_dim % 16 == 0:
-                attributes |= {(i, axis): [["tt.divisibility", 16]] for axis in range(3)}
-        elif argument in constants or (argument == "group" and problem.q_heads == problem.kv_heads):
-            signature[argument], values[i,] = "constexpr", constants.get(argument, 1)
-        elif config.descriptors and i in STREAMED[name]:
-            block = block_shape(name, config, problem.head_dim if argument in "qk" else problem.value_dim)
-            signature[argument] = f"tensordesc<{element}{block}>"
-        elif argument in _OPTIONAL and not given[argument]:
-            signature[argument], values[i,] = "constexpr", None
-        elif argument in _OPTIONAL or argument in ("grad", "q", "k", "v", "out", "dq", "dk", "dv"):
-            signature[argument] = _OPTIONAL.get(argument, f"*{element}")
-            attributes[i,] = [["tt.divisibility", 16]]
-        else:
-            signature[argument] = "fp32" if argument == "scale" else "i32"
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    source = ASTSource(kernel, signature, values, attributes)
-    return triton.compile(source, target=gpu, options=compiler_options(config))
+    kernel, backend, options = launch.kernel, make_backend(gpu), launch.options | {"debug": False}
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, rest = binder(*launch.args, **options)
+    parsed, *source = kernel._pack_args(backend, options, bound, specialisation, rest)
+    return triton.compile(ASTSource(kernel, *source), target=gpu, options=parsed.__dict__)
 
 
-def _constants(
-    name: Kernel, problem: Problem, config: TritonConfig, dims: tuple[int, int], amd: bool
-) -> dict[str, Any]:
-    from swat_flex.backends.triton import sigmoid
+def _inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    of = problem
+    q = _meta(of.dtype, of.batch, of.q_heads, of.q_len, of.head_dim)
+    k, v = (_meta(of.dtype, of.batch, of.kv_heads, of.kv_len, dim) for dim in (of.head_dim, of.value_dim))
+    return q, k, v
 
-    itemsize = problem.dtype.itemsize
-    if problem.activation == "tanh-sigmoid":
-        kind = sigmoid.TANH
-    else:
-        kind = sigmoid.PLAIN if amd or itemsize == 4 else sigmoid.FAST
-    shift = FLOAT16_SHIFT if str(problem.dtype) == "torch.float16" else 0
-    constants = {
-        "D": problem.head_dim, "DV": problem.value_dim, "BD": dims[0], "BDV": dims[1],
-        "BOTH_SIDES": problem.window.right != 0 or itemsize == 4, "KIND": kind.value, "SHIFT": shift,
-        "BM": config.block_m, "BN": config.block_n, "STAGES": config.stages,
-    }  # fmt: skip
-    if name == "forward":
-        constants |= {"SPECIALIZE": config.warp_specialize}
-        constants |= {"PAIR": config.pairing(problem.q_heads // problem.kv_heads)}
-    return constants
+
+def _vectors(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    slopes = _meta(torch.float32, problem.q_heads) if problem.has_slopes else None
+    logit_bias = _meta(torch.float32, problem.q_heads) if problem.has_logit_bias else None
+    return slopes, logit_bias
+
+
+def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
+    """A tensor without memory, at an address that counts as aligned."""
+    return torch.empty(shape, dtype=dtype, device="meta")

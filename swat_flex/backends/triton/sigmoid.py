@@ -4,13 +4,14 @@ The negation, the change of base and SHIFT are folded into the factors that make
 SHIFT is 0 but for float16, whose smallest number is 2⁻²⁴: weights times 2¹⁵ keep their digits far into the tail.
 
 NVIDIA's GPUs evaluate few special functions per clock (16 per multiprocessor on Hopper). Where every pair of a tile is
-visible, FAST lets four sigmoids share one reciprocal, 1.25 special functions per score instead of 2. With the four
+visible, SHARED lets four sigmoids share one reciprocal, 1.25 special functions per score instead of 2. With the four
 denominators a, b, c, d and r = 1/(abcd):
 
     1/a = b·cd·r    1/b = a·cd·r    1/c = d·ab·r    1/d = c·ab·r
 
 So that abcd stays finite y is held at 30 − SHIFT: exact down to logits of −20.8, and 2⁻³⁰ below. The four lie in one
-row of the tile, so that the rounding of a row's weights depends on that row alone.
+row of the tile, so that a row's weights depend on that row alone, their rounding and a NaN included. Tiles whose layout
+does not put four of a row where the assembly looks for them use SINGLE: see `config.shares_reciprocals`.
 
 What y owes to the row alone, `row`, multiplies: 2^y = 2^(y − row)·2^row, where the sum with 2^−SHIFT becomes a fused
 multiply-add at no cost. |row| stays below ROW_LIMIT: 2^(y − row) is finite up to y = 30, and what it loses to underflow
@@ -26,16 +27,17 @@ ROW_LIMIT = tl.constexpr(96.0)  # 96 + 30 < 128; and 96 − 126 = −30
 
 # How a kernel computes σ.
 PLAIN = tl.constexpr(0)  # exp2 and division: every target, no clamp; the choice for float32
-FAST = tl.constexpr(1)  # NVIDIA from sm_80 on
-TANH = tl.constexpr(2)  # NVIDIA: ½ + ½·tanh(x/2), whose tanh has 11 bits; y is x/2 here
+SINGLE = tl.constexpr(1)  # NVIDIA from sm_80 on: the hardware's exp2 and reciprocal for each score
+SHARED = tl.constexpr(2)  # the same, and one reciprocal for four scores where every pair of a tile is visible
+TANH = tl.constexpr(3)  # NVIDIA: ½ + ½·tanh(x/2), whose tanh has 11 bits; y is x/2 here
 
 
-def _single(one: str) -> tl.constexpr:
+def _each(one: str) -> tl.constexpr:
     """PTX for one sigmoid; `one` = 2^−SHIFT as hexadecimal float32."""
     return tl.constexpr(f"{{ .reg .f32 a; ex2.approx.ftz.f32 a, $1; add.f32 a, a, {one}; rcp.approx.ftz.f32 $0, a; }}")
 
 
-def _shared(one: str) -> tl.constexpr:
+def _four(one: str) -> tl.constexpr:
     """PTX for eight sigmoids, in two fours that share a reciprocal each, from y − row, its ceiling and 2^row.
 
     A thread holds the scores of a matrix product in turns of two from one row and two from the row eight below: of
@@ -53,8 +55,8 @@ def _shared(one: str) -> tl.constexpr:
 
 
 _ONE, _ONE_15 = "0f3F800000", "0f38000000"  # 1, 2⁻¹⁵
-_SINGLE, _SINGLE_15 = _single(_ONE), _single(_ONE_15)
-_SHARED, _SHARED_15 = _shared(_ONE), _shared(_ONE_15)
+_EACH, _EACH_15 = _each(_ONE), _each(_ONE_15)
+_FOUR, _FOUR_15 = _four(_ONE), _four(_ONE_15)
 _EIGHT = tl.constexpr(",".join(["=&f"] * 8 + ["f"] * 24))
 
 
@@ -68,14 +70,14 @@ def sigmoid(y, SHIFT: tl.constexpr, KIND: tl.constexpr):
         HALF: tl.constexpr = 2.0 ** (SHIFT - 1)
         t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
         return t * HALF + HALF
-    ASM: tl.constexpr = _SINGLE if SHIFT == 0 else _SINGLE_15
+    ASM: tl.constexpr = _EACH if SHIFT == 0 else _EACH_15
     return tl.inline_asm_elementwise(ASM, "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
 def shared_sigmoid(y, row, SHIFT: tl.constexpr):
-    """`sigmoid` with FAST, of y + row[:, None] `[R, C]`, where all elements of a row may meet in one reciprocal."""
+    """2^SHIFT·σ(x) of y + row[:, None] `[R, C]`, float32, by SHARED; every pair of the tile is visible."""
     ceiling = (30 - SHIFT) - row
-    ASM: tl.constexpr = _SHARED if SHIFT == 0 else _SHARED_15
+    ASM: tl.constexpr = _FOUR if SHIFT == 0 else _FOUR_15
     given = [y, ceiling[:, None], tl.exp2(row)[:, None]]
     return tl.inline_asm_elementwise(ASM, _EIGHT, given, dtype=tl.float32, is_pure=True, pack=8)

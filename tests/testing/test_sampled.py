@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swat_flex.problem import Problem
-from swat_flex.tuning.check import PAIRS, Truth, samples
+from swat_flex.testing.sampled import PAIRS, SampledReference, samples
 from swat_flex.tuning.spec import Inputs, Spec
 from swat_flex.tuning.tasks import _call
 
@@ -40,7 +40,7 @@ def answers(inputs, grad):
 @pytest.mark.parametrize("of", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_right_results_pass(of):
     inputs = Inputs(Spec(of, "cpu"))
-    truth = Truth(inputs)
+    truth = SampledReference(inputs.operands, inputs.grad)
     assert truth.complaint(answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())) is None
 
 
@@ -48,7 +48,7 @@ def test_right_results_pass(of):
 @pytest.mark.parametrize("of", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[6]], ids=(0, 1, 6))
 def test_a_small_error_is_refused(of, name):
     inputs = Inputs(Spec(of, "cpu"))
-    truth = Truth(inputs)
+    truth = SampledReference(inputs.operands, inputs.grad)
     results, sampled = answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())
     results[name] = results[name] * 1.0001
     sampled[name] = sampled[name] * 1.0001
@@ -61,12 +61,12 @@ def test_nan_anywhere_is_refused():
     inputs = Inputs(Spec(PROBLEMS[0], "cpu"))
     results = answers(inputs, inputs.grad)
     results["out"][0, 1, 200, 3] = float("nan")  # in no sample
-    assert "finite" in Truth(inputs).complaint(results, results)
+    assert "finite" in SampledReference(inputs.operands, inputs.grad).complaint(results, results)
 
 
 def test_a_gradient_where_none_belongs_is_refused():
     inputs = Inputs(Spec(dataclasses.replace(PROBLEMS[0], kv_len=3000, q_len=3000), "cpu"))
-    truth = Truth(inputs)
+    truth = SampledReference(inputs.operands, inputs.grad)
     results, sampled = answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())
     sampled["dk"][0, 0, 1000, 0] += 1e-6
     assert "expected 0" in truth.complaint(results, sampled)

@@ -1,8 +1,8 @@
-"""Whether a candidate is right: sampled query rows, and the gradients they alone cause, held to the error budget.
+"""Hold a long call against the definition: sampled query rows, and the gradients that they alone cause.
 
 Rows [r, s) of a long problem are a short one of their own: their queries, the keys that any of them sees, and, where
 the window looks ahead, the rows up to the last of these keys. `naive_swat` solves it in float64. Keys receive gradients
-from many rows; so the candidate runs once more with an output gradient that is zero but in the sampled rows, where the
+from many rows; so the call runs once more with an output gradient that is zero but in the sampled rows, where the
 gradients of all other keys must be exactly 0.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from swat_flex.operands import Operands
 from swat_flex.problem import Problem
 from swat_flex.testing import budget
-from swat_flex.tuning.spec import Inputs
 
 ROWS = 96  # of one sample: no multiple of the larger tiles
 PAIRS = 2**24  # elements of a sample's scores, per head, at most where 16 rows allow it
@@ -26,7 +27,7 @@ ELEMENTS = 4 * budget.ENOUGH  # of an output that is sampled, if it has so many
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one batch's query heads that share a key head, and all keys these rows see."""
+    """Rows of the query heads that share a key head, in one batch, and all keys that these rows see."""
 
     batch: int
     heads: slice
@@ -42,7 +43,7 @@ class Sample:
 
 
 def samples(problem: Problem) -> list[Sample]:
-    """The last rows, the first and some in between, dealt to batches and heads from the first to the last.
+    """Choose the last rows, the first and some in between, of batches and heads from the first to the last.
 
     A window without a bound on the right makes rows a short problem only at the end: there the last ones alone.
     """
@@ -65,12 +66,12 @@ def samples(problem: Problem) -> list[Sample]:
 
 
 def _last_row(sample: Sample, problem: Problem) -> int:
-    """Where the rows end when they are to share their last position with the last key."""
+    """Return where rows must end so that the last one and the last key share a position."""
     return max(int(sample.rows.stop), int(sample.keys.stop) - (problem.kv_len - problem.q_len))
 
 
 def _apart(found: list[Sample]) -> list[Sample]:
-    """Those of the samples whose keys receive gradients from no other one."""
+    """Choose those samples whose keys receive gradients from no other sample."""
     kept: list[Sample] = []
     for sample in found:
         met = any(
@@ -84,27 +85,32 @@ def _apart(found: list[Sample]) -> list[Sample]:
     return kept
 
 
-class Truth:
-    """The exact and the rough results of a problem's samples, by name, computed when first needed."""
+class SampledReference:
+    """The exact and the rough results of a call's samples, by name, computed when first needed.
 
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs, self._problem = inputs, inputs.problem
-        self._samples = samples(inputs.problem)
+    Args:
+        operands: the call, in float32, bfloat16 or float16.
+        grad: the output's gradient, `[B, Hq, Lq, Dv]`.
+    """
+
+    def __init__(self, operands: Operands, grad: Tensor) -> None:
+        self._operands, self._grad, self._problem = operands, grad, operands.problem()
+        self._samples = samples(self._problem)
         self._apart = _apart(self._samples)
 
     def sampled_gradient(self) -> Tensor:
-        """The output's gradient, zero but in the rows whose key gradients are checked."""
-        grad = torch.zeros_like(self._inputs.grad)
+        """Return the output's gradient, set to zero but in the rows whose key gradients are checked."""
+        grad = torch.zeros_like(self._grad)
         for sample in self._apart:
-            sample.of_queries(grad, sample.rows).copy_(sample.of_queries(self._inputs.grad, sample.rows))
+            sample.of_queries(grad, sample.rows).copy_(sample.of_queries(self._grad, sample.rows))
         return grad
 
     def complaint(self, results: Mapping[str, Tensor], sampled: Mapping[str, Tensor]) -> str | None:
-        """What is wrong with a candidate's results, or None.
+        """Say what is wrong with results, or None.
 
         Args:
-            results: any of "out", "dq", "dk", "dv" of the whole problem.
-            sampled: the same of the same problem with `sampled_gradient`; only dk and dv are read.
+            results: any of "out", "dq", "dk", "dv" of the whole call.
+            sampled: the same of the same call with `sampled_gradient`; only dk and dv are read.
         """
         for name, x in results.items():
             if not x.isfinite().all():
@@ -130,11 +136,11 @@ class Truth:
         return self._problem.window.left, self._problem.window.right
 
     def _stray(self, x: Tensor) -> int:
-        """Elements other than 0 outside of the sampled keys."""
+        """Count elements other than 0 outside of the sampled keys."""
         return int(x.count_nonzero()) - sum(int(sample.of_keys(x).count_nonzero()) for sample in self._apart)
 
     def _wanted(self, of_keys: bool) -> Iterator[list[dict[str, Tensor]]]:
-        """The exact results of each sample, then the rough ones."""
+        """Yield the exact results of each sample, then the rough ones."""
         chosen = [i for i, sample in enumerate(self._samples) if not of_keys or sample in self._apart]
         for results in self._results:
             yield [results[i] for i in chosen]
@@ -145,18 +151,18 @@ class Truth:
         return list(exact), list(rough)
 
     def _solve(self, sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        q, k, v = self._inputs.qkv
+        given, batch = self._operands, self._operands.q.shape[0]
         count = sample.rows.stop - sample.rows.start
         rows = slice(sample.rows.start, _last_row(sample, self._problem))
-        inputs = sample.of_queries(q, rows), sample.of_keys(k), sample.of_keys(v)
-        grad = sample.of_queries(self._inputs.grad, rows).clone()
+        inputs = sample.of_queries(given.q, rows), sample.of_keys(given.k), sample.of_keys(given.v)
+        grad = sample.of_queries(self._grad, rows).clone()
         grad[:, :, count:] = 0
-        options = dict(self._inputs.options)
-        for name in ("slopes", "logit_bias"):
-            options[name] = None if options[name] is None else options[name][sample.heads]
-        if (ids := options["document_ids"]) is not None:
-            ids = ids.expand(self._problem.batch, -1)
-            options["document_ids"] = ids[sample.batch : sample.batch + 1, sample.keys]
+        slopes, logit_bias = (None if x is None else x[sample.heads] for x in (given.slopes, given.logit_bias))
+        ids = given.document_ids
+        if ids is not None:
+            ids = ids.expand(batch, -1)[sample.batch : sample.batch + 1, sample.keys]
+        options: dict[str, Any] = {"slopes": slopes, "logit_bias": logit_bias, "document_ids": ids}
+        options |= {"scale": given.scale, "activation": given.activation}
         exact = budget.exact_results(inputs, self._window, grad, **options)
         rough = budget.with_gradients(budget.rough_swat, inputs, self._window, grad, **options)
         cut = {"out", "dq"}

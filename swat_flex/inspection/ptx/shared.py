@@ -1,0 +1,181 @@
+"""Shared memory: bytes that know whether they are written, and words that know which warps touched them.
+
+Between two barriers of a thread block one warp may not touch what another one wrote, nor write what another one read.
+Each word keeps a stamp of its last reader and its last writer: the number of barriers its block had passed, and the
+warp; so a barrier has to reset nothing. A word that several warps read has the stamp of warp `MANY`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swat_flex.inspection.ptx.faults import Fault
+from swat_flex.inspection.ptx.formats import Array
+from swat_flex.inspection.ptx.memory import rows
+
+if TYPE_CHECKING:
+    from swat_flex.inspection.ptx.machine import Machine
+
+WINDOW = 1024  # address of the first byte of dynamic shared memory; what lies below is the system's, as on Hopper
+MANY = 63
+UNWRITTEN, WRITTEN, COMING = 0, 1, 2
+_ALL_WRITTEN = {1: 1, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101, 16: 0x0101010101010101}
+
+
+class Shared:
+    """The shared memory of the thread blocks that run together, one behind the other."""
+
+    def __init__(self, machine: Machine, size: int) -> None:
+        self.machine, self.limit = machine, size
+        self.room = -(-size // 16) * 16 + 16
+        total = self.room * machine.blocks
+        self.data, self.state = np.zeros(total, np.uint8), np.zeros(total, np.uint8)
+        self.reader, self.writer = np.zeros(total // 4, np.int32), np.zeros(total // 4, np.int32)
+        self.written = np.zeros(total // 4, np.int32)  # when, if by an instruction that a proxy fence must follow
+        self.busy = np.zeros(total // 16, np.int32)  # products in flight that read these 16 bytes
+        self.epoch = np.ones(machine.blocks, np.int32)  # barriers passed, and one
+        self.clock = 1
+        self.fenced = np.zeros(machine.blocks * machine.warps, np.int32)  # when each warp fenced last
+
+    def barrier(self, blocks: Array) -> None:
+        """Note that these blocks have met."""
+        self.epoch[blocks] += 1
+
+    def stamp(self, lanes: Array) -> Array:
+        """What the lanes' accesses are marked with."""
+        stamps: Array = (self.epoch[self.machine.block_of[lanes]] << 6) | self.machine.warp_of[lanes]
+        return stamps
+
+    def pieces(self, address: Array, size: int, lanes: Array) -> Array:
+        """Return the numbers of the pieces of `size` bytes at the addresses, after checking them."""
+        offset = address - WINDOW
+        wrong = (offset < 0) | (offset + size > self.limit) | (offset & (size - 1) != 0)
+        if wrong.any():
+            at = int(wrong.argmax())
+            what = f"misaligned access of {size} bytes to" if offset[at] & (size - 1) else "out of bounds of"
+            raise Fault(f"{what} shared memory ({self.limit} bytes)", lane=int(lanes[at]), address=int(address[at]))
+        numbers: Array = (offset + self.machine.block_of[lanes] * self.room) // size
+        return numbers
+
+    def _words(self, pieces: Array, size: int) -> Array:
+        """Return the words of pieces, `[n, words]`."""
+        if size <= 4:
+            return (pieces * size >> 2)[:, None]
+        return pieces[:, None] * (size // 4) + np.arange(size // 4)
+
+    def _refuse(self, wrong: Array, what: str, pieces: Array, size: int, lanes: Array) -> None:
+        if wrong.any():
+            at = int(wrong.reshape(len(lanes), -1).any(1).argmax())
+            place = int(pieces[at]) * size % self.room + WINDOW
+            raise Fault(f"{what} of shared memory", lane=int(lanes[at]), address=place)
+
+    def check_written(self, pieces: Array, size: int, lanes: Array) -> None:
+        """Refuse pieces with bytes that are not written, or are on their way."""
+        state = rows(self.state, size)[pieces]
+        wrong = state != _ALL_WRITTEN[size]
+        if wrong.any():
+            coming = (state.view(np.uint8).reshape(len(lanes), size) == COMING).any()
+            what = "reads bytes that an asynchronous copy has yet to bring," if coming else "reads unwritten bytes"
+            self._refuse(wrong, what, pieces, size, lanes)
+
+    def read(self, address: Array, size: int, lanes: Array) -> Array:
+        """Return `[n, size]` bytes."""
+        pieces = self.pieces(address, size, lanes)
+        self.check_written(pieces, size, lanes)
+        words, mine = self._words(pieces, size), self.stamp(lanes)[:, None]
+        other = self.writer[words]
+        raced = (other >> 6 == mine >> 6) & (other != mine)
+        self._refuse(raced, "race: reads what another warp wrote since the last barrier, a word", pieces, size, lanes)
+        self.mark_read(words, mine)
+        return rows(self.data, size)[pieces].view(np.uint8).reshape(len(pieces), size)
+
+    def mark_read(self, words: Array, mine: Array) -> None:
+        """Note who read some words."""
+        before = self.reader[words]
+        several = (before >> 6 == mine >> 6) & (before != mine)
+        stamp = np.where(several, mine | MANY, mine)
+        self.reader[words] = stamp
+        beside = self.reader[words] != stamp  # another warp, in this very instruction
+        if beside.any():
+            self.reader[words[beside]] = np.broadcast_to(mine | MANY, words.shape)[beside]
+
+    def claim(self, pieces: Array, size: int, lanes: Array) -> None:
+        """Refuse to write pieces that somebody else may be using."""
+        words, mine = self._words(pieces, size), self.stamp(lanes)[:, None]
+        for table, did in ((self.reader, "read"), (self.writer, "wrote")):
+            other = table[words]
+            raced = (other >> 6 == mine >> 6) & (other != mine)
+            what = f"race: writes what another warp {did} since the last barrier, a word"
+            self._refuse(raced, what, pieces, size, lanes)
+        self._refuse(self.busy[pieces * size >> 4] != 0, "writes what a product in flight reads, a word", pieces, size,
+                     lanes)  # fmt: skip
+        coming = (rows(self.state, size)[pieces].view(np.uint8) == COMING).reshape(len(lanes), -1)
+        self._refuse(coming, "writes what an asynchronous copy in flight writes, a word", pieces, size, lanes)
+
+    def write(self, address: Array, values: Array, lanes: Array) -> None:
+        """Write `[n, size]` bytes."""
+        size = values.shape[1]
+        pieces = self.pieces(address, size, lanes)
+        self.claim(pieces, size, lanes)
+        self.land(pieces, values, lanes)
+        wanted = rows(np.ascontiguousarray(values).reshape(-1), size)
+        self._refuse(rows(self.data, size)[pieces] != wanted, "two threads write different values to one place",
+                     pieces, size, lanes)  # fmt: skip
+
+    def announce(self, pieces: Array, size: int, lanes: Array) -> None:
+        """Note that bytes are on their way to pieces."""
+        self.claim(pieces, size, lanes)
+        rows(self.state, size)[pieces] = COMING * _ALL_WRITTEN[size]
+
+    def land(self, pieces: Array, values: Array, lanes: Array, *, fence: bool = True) -> None:
+        """Put bytes into pieces; `fence` if a proxy fence must follow before tensor cores read them."""
+        size = values.shape[1]
+        rows(self.data, size)[pieces] = rows(np.ascontiguousarray(values).reshape(-1), size)
+        rows(self.state, size)[pieces] = _ALL_WRITTEN[size]
+        words = self._words(pieces, size)
+        if fence:
+            self.clock += 1
+            self.writer[words] = self.stamp(lanes)[:, None]
+            self.written[words] = self.clock
+        else:
+            self.written[words] = 0
+
+    def use_barrier(self, address: Array, lanes: Array, *, changes: bool) -> None:
+        """Note that lanes use an mbarrier, or make or end it (`changes`), which nobody may do beside its users."""
+        pieces = self.pieces(address, 8, lanes)
+        words, mine = self._words(pieces, 8), self.stamp(lanes)[:, None]
+        if changes:
+            self.claim(pieces, 8, lanes)
+            self.writer[words] = mine
+            return
+        other = self.writer[words]
+        raced = (other >> 6 == mine >> 6) & (other != mine)
+        self._refuse(raced, "race: uses an mbarrier that another warp made or ended since the last barrier, a word",
+                     pieces, 8, lanes)  # fmt: skip
+        self.mark_read(words, mine)
+
+    def fence(self, lanes: Array) -> None:
+        """Make what these lanes' warps wrote visible to the asynchronous proxy."""
+        self.fenced[np.unique(lanes // 32)] = self.clock
+
+    def fetch(self, chunks: Array, lanes: Array) -> Array:
+        """Return the 16-bit numbers `[…, 8]` of chunks of 16 bytes that a warpgroup's product reads.
+
+        Args:
+            chunks: `[groups, n]`, numbers of pieces of 16 bytes.
+            lanes: `[groups]`, the first lane of each warpgroup.
+        """
+        flat, of = chunks.reshape(-1), np.repeat(lanes, chunks.shape[1])
+        self.check_written(flat, 16, of)
+        words = flat[:, None] * 4 + np.arange(4)
+        mine = (self.stamp(of) | MANY)[:, None]
+        writer = self.writer[words]
+        self._refuse(writer >> 6 == mine >> 6, "race: a product reads what was written since the last barrier, a word",
+                     flat, 16, of)  # fmt: skip
+        warp = (self.machine.block_of[of] * self.machine.warps)[:, None] + (writer & MANY)
+        self._refuse(self.written[words] > self.fenced[np.minimum(warp, len(self.fenced) - 1)],
+                     "a product reads what was written without a proxy fence since, a word", flat, 16, of)  # fmt: skip
+        self.reader[words] = mine
+        return self.data.view(np.uint16).reshape(-1, 8)[flat].reshape(*chunks.shape, 8)

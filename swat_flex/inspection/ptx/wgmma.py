@@ -1,0 +1,269 @@
+"""wgmma: asynchronous products of a warpgroup, whose operands lie in shared memory or registers.
+
+While a product runs its sums are NaN to everybody else, and what it reads may not be written; both end with the wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swat_flex.inspection.ptx.copies import swizzled
+from swat_flex.inspection.ptx.faults import Fault
+from swat_flex.inspection.ptx.formats import Array, Mask
+from swat_flex.inspection.ptx.matrix import halves
+from swat_flex.inspection.ptx.site import Site, Step
+
+if TYPE_CHECKING:
+    from swat_flex.inspection.ptx.machine import Machine
+
+GROUP = 128  # threads of a warpgroup
+_POISON = np.uint32(0x7FC0DEAD)
+_ROW = (0, 128, 64, 32)  # bytes of a swizzled row, by the descriptor's mode
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Registers that products add to, their true values `[warpgroups, 64, N]`, and each warpgroup's last group."""
+
+    registers: list[Array]
+    values: Array
+    group: Array  # −1 where no product runs
+
+
+@dataclass(slots=True)
+class _Reads:
+    """What a product reads: chunks of shared memory `[groups, n]`, or registers and what they held."""
+
+    groups: Array
+    number: Array
+    chunks: Array | None = None
+    registers: tuple[list[Array], Array] | None = None
+
+
+class Products:
+    """Products in flight, of all warpgroups that run together."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.reset()
+
+    def reset(self) -> None:
+        self.committed = np.zeros(
+            max(1, self.machine.lanes // GROUP), np.int64
+        )  # groups that each warpgroup has closed
+        self.sums: dict[int, _Sums] = {}  # by where the first register lies
+        self.reads: list[_Reads] = []
+
+    def start(self, targets: list[Array], groups: Array, product: Array, adds: bool) -> None:
+        """Begin products `[groups, 64, N]` into registers, on top of what is there if `adds`."""
+        key = targets[0].__array_interface__["data"][0]
+        found = self.sums.get(key)
+        if found is None:
+            total = self.machine.lanes // GROUP
+            found = _Sums(targets, np.zeros((total, *product.shape[1:]), np.float32), np.full(total, -1))
+            self.sums[key] = found
+        if adds:
+            fresh = groups[found.group[groups] < 0]
+            if len(fresh):
+                found.values[fresh] = _gather(targets)[fresh]
+            product = product + found.values[groups]
+        found.values[groups] = product
+        found.group[groups] = self.committed[groups]
+        lanes = _lanes(groups)
+        for target in targets:
+            target.view(np.uint32)[lanes] = _POISON
+
+    def reading(self, groups: Array, chunks: Array | None, registers: list[Array] | None = None) -> None:
+        """Note what a product reads until its group is waited for."""
+        kept = None
+        if registers:
+            kept = registers, np.stack([x[_lanes(groups)] for x in registers])
+        if chunks is not None:
+            np.add.at(self.machine.shared.busy, chunks, 1)
+        self.reads.append(_Reads(groups, self.committed[groups], chunks, kept))
+
+    def wait(self, groups: Array, keep: int) -> None:
+        """Finish the products of these warpgroups, but for those of the newest `keep` groups."""
+        limit = np.full(len(self.committed), -1)
+        limit[groups] = self.committed[groups] - keep
+        left = []
+        for read in self.reads:
+            done = read.number < limit[read.groups]
+            if done.any():
+                self._finish_read(read, done)
+            if not done.all():
+                rest = (
+                    None
+                    if read.registers is None
+                    else (read.registers[0], read.registers[1][:, np.repeat(~done, GROUP)])
+                )
+                chunks = None if read.chunks is None else read.chunks[~done]
+                left.append(_Reads(read.groups[~done], read.number[~done], chunks, rest))
+        self.reads = left
+        for sums in self.sums.values():
+            ready = np.flatnonzero((sums.group >= 0) & (sums.group < limit))
+            if len(ready):
+                self._finish_sums(sums, ready)
+
+    def _finish_read(self, read: _Reads, done: Array) -> None:
+        if read.chunks is not None:
+            np.subtract.at(self.machine.shared.busy, read.chunks[done], 1)
+        if read.registers is not None:
+            registers, before = read.registers
+            lanes, before = _lanes(read.groups[done]), before[:, np.repeat(done, GROUP)]
+            for register, was in zip(registers, before, strict=True):
+                if (register[lanes] != was).any():
+                    raise Fault("an operand's register changed while the product ran", lane=int(lanes[0]))
+
+    def _finish_sums(self, sums: _Sums, ready: Array) -> None:
+        lanes = _lanes(ready)
+        n = sums.values.shape[2]
+        z = sums.values[ready].reshape(-1, 4, 2, 8, n // 8, 4, 2)  # group, warp, row half, row, block, column, element
+        z = z.transpose(4, 2, 6, 0, 1, 3, 5).reshape(n // 2, -1)
+        for register, value in zip(sums.registers, z, strict=True):
+            if (register.view(np.uint32)[lanes] != _POISON).any():
+                raise Fault("an accumulator was written while the product ran", lane=int(lanes[0]))
+            register[lanes] = value
+        sums.group[ready] = -1
+
+    def finish_all(self) -> None:
+        """Refuse to end while a product runs."""
+        for sums in self.sums.values():
+            if (sums.group >= 0).any():
+                raise Fault("ends while products run", lane=int((sums.group >= 0).argmax()) * GROUP)
+
+
+def _lanes(groups: Array) -> Array:
+    return (groups[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+
+
+def _gather(registers: list[Array]) -> Array:
+    """Sums from their registers, `[warpgroups, 64, N]`."""
+    x = np.stack(registers).reshape(len(registers) // 4, 2, 2, -1, 4, 8, 4)
+    return x.transpose(3, 4, 1, 5, 0, 6, 2).reshape(x.shape[3], 64, 2 * len(registers))
+
+
+@functools.lru_cache(maxsize=256)
+def _offsets(outer: int, by_outer: bool, lead: int, stride: int, mode: int) -> Array:
+    """Bytes from a matrix's start to its 16-byte chunks, before swizzling.
+
+    Along K (`by_outer` false) a chunk is 8 numbers of one row, `[outer, 2]`; along M or N 8 rows' number of one K,
+    `[16, outer / 8]`.
+    """
+    row = _ROW[mode] or 16
+    if by_outer:
+        k, n = np.arange(16)[:, None], np.arange(outer // 8)[None, :]
+        if mode == 0:
+            return k % 8 * 16 + n * stride + k // 8 * lead
+        return n % (row // 16) * 16 + k % 8 * row + n // (row // 16) * lead + k // 8 * stride
+    n, k = np.arange(outer)[:, None], np.arange(2)[None, :]
+    if mode == 0:
+        return n % 8 * 16 + n // 8 * stride + k * lead
+    return k * 16 + n % 8 * row + n // 8 * stride
+
+
+def _operand(machine: Machine, descriptor: Array, groups: Array, outer: int, by_outer: bool) -> tuple[Array, Array]:
+    """Return 16-bit numbers `[groups, outer, 16]` that descriptors name, and their chunks `[groups, n]`."""
+    own = descriptor.reshape(-1, GROUP)[groups]
+    lanes = groups * GROUP
+    if (own != own[:, :1]).any():
+        at = int((own != own[:, :1]).any(1).argmax())
+        raise Fault("a descriptor differs within a warpgroup", lane=int(lanes[at]))
+    bits = own[:, 0].astype(np.int64)
+    if ((bits >> 49) & 7).any():
+        raise Fault("a descriptor with a base offset is not known")
+    fields = bits & ~np.int64(0x3FFF)
+    if (fields != fields[0]).any():
+        raise Fault("descriptors differ in more than their address")
+    lead, stride, mode = (int(bits[0]) >> 16 & 0x3FFF) << 4, (int(bits[0]) >> 32 & 0x3FFF) << 4, int(bits[0]) >> 62 & 3
+    offsets = _offsets(outer, by_outer, lead, stride, mode)
+    address = swizzled(((bits & 0x3FFF) << 4)[:, None] + offsets.reshape(-1), _ROW[mode])
+    of = np.repeat(lanes, offsets.size)
+    chunks = machine.shared.pieces(address.reshape(-1), 16, of).reshape(len(groups), -1)
+    found = machine.shared.fetch(chunks, lanes)
+    if by_outer:
+        found = found.reshape(len(groups), 16, outer // 8, 8).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(found.reshape(len(groups), outer, 16)), chunks
+
+
+def _product(site: Site) -> Step:
+    last, kind = site.kind(), site.kind()
+    if site.kind() != "f32" or last != kind or kind not in ("bf16", "f16"):
+        raise Fault("is not known for these types")
+    n = _columns(site)
+    names, in_registers = site.vector(site.operands[0]), site.operands[1].startswith("{")
+    targets = [site.view(x, "f32") for x in names]
+    if len(targets) != n // 2:
+        raise Fault(f"expects {n // 2} sums")
+    registers = [site.source(x, "b32") for x in site.vector(site.operands[1])] if in_registers else None
+    # A register that is an operand and a sum changes, as it must; the compiler gives the operand a copy.
+    kept = [r for r, x in zip(registers or (), site.vector(site.operands[1]), strict=False) if x not in names]
+    left = None if in_registers else site.source(site.operands[1], "b64")
+    right, adds = site.source(site.operands[2], "b64"), site.source(site.operands[3], "pred")
+    rest = [int(x) for x in site.operands[4:]]
+    if rest[:2] != [1, 1] or len(rest) != (3 if in_registers else 4):
+        raise Fault("negates an operand or lacks its layout, which is not known")
+    flips = (False, bool(rest[2])) if in_registers else (bool(rest[2]), bool(rest[3]))
+    machine = site.machine
+
+    def run(m: Mask) -> None:
+        groups = machine.groups_of(m, GROUP)
+        if registers is not None:
+            x = halves(np.stack(registers), kind).reshape(2, 2, -1, 4, 8, 4, 2)  # K half, row half, group, warp, row, …
+            x = x.transpose(2, 3, 1, 4, 0, 5, 6).reshape(-1, 64, 16)[groups]
+            chunks = None
+        elif left is not None:
+            a, chunks = _operand(machine, left, groups, 64, flips[0])
+            x = halves(a, kind)
+        b, other = _operand(machine, right, groups, n, flips[1])
+        scale = adds.reshape(-1, GROUP)[groups]
+        if (scale != scale.flat[0]).any():
+            raise Fault("scale-d differs between threads", lane=int(groups[0]) * GROUP)
+        machine.products.reading(groups, chunks, kept)
+        machine.products.reading(groups, other)
+        machine.products.start(targets, groups, np.matmul(x, halves(b, kind).transpose(0, 2, 1)), bool(scale.flat[0]))
+
+    return run
+
+
+def _columns(site: Site) -> int:
+    shape = next((x for x in site.modifiers if re.fullmatch(r"m64n\d+k16", x)), None)
+    if shape is None:
+        raise Fault("is not known for this shape")
+    site.modifiers.remove(shape)
+    n = int(shape[4:-3])
+    if n % 8 or not 8 <= n <= 256:
+        raise Fault("is not known for this shape")
+    return n
+
+
+def _build(site: Site) -> Step:
+    what = site.need("mma_async", "fence", "commit_group", "wait_group")
+    site.need("sync")
+    site.need("aligned")
+    machine = site.machine
+    if what == "mma_async":
+        return _product(site)
+    if what == "fence":  # orders accesses to registers, which are in order here
+
+        def fence(m: Mask) -> None:
+            machine.groups_of(m, GROUP)
+
+        return fence
+    if what == "commit_group":
+
+        def commit(m: Mask) -> None:
+            machine.products.committed[machine.groups_of(m, GROUP)] += 1
+
+        return commit
+    keep = int(site.operands[0])
+    return lambda m: machine.products.wait(machine.groups_of(m, GROUP), keep)
+
+
+BUILDERS: dict[str, Callable[[Site], Step]] = {"wgmma": _build}
