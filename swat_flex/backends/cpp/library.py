@@ -20,7 +20,7 @@ class _Tensor(ctypes.Structure):
 
 
 _TENSORS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
-_POINTERS = ("slopes", "logit_bias", "ids", "per_head", "workspace", "region", "length")
+_POINTERS = ("slopes", "logit_bias", "ids", "per_head", "workspace", "region")
 _NUMBERS = (
     *("ids_stride", "batch", "q_heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_dim", "left", "right"),
     *("threads", "block", "tile"),
@@ -101,7 +101,7 @@ def run(function: str, tensors: dict[str, Tensor], per_head: dict[str, Tensor | 
     """Call a kernel.
 
     Args:
-        function: "swat_forward", "swat_backward" or "swat_decode".
+        function: "swat_forward" or "swat_backward".
         tensors: four axes each, by the names of `struct Call`.
         per_head: contiguous tensors or None, by the names of its pointers.
         numbers: all the rest.

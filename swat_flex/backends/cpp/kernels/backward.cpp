@@ -20,7 +20,7 @@ static void logit_gradients(
   const int64_t width = t.q.width;
   for_pieces(t, [&](int r, auto R, int c, auto N) {
     constexpr int rows = R.value, strip = N.value;
-    V x[rows * strip]{};
+    V x[rows * strip];
     multiply<rows, strip>(x, v.at + r * v.width, v.width, 1, grads + c * VW, width, dim);
     UNROLL for (int i = 0; i < rows * strip; i++) {
       V s = load(w + (r + i / strip) * width + (c + i % strip) * VW);
@@ -48,7 +48,7 @@ static void add_to_keys(const Tile& t, const float* w, Rows x, int64_t dim, floa
     if (first >= end) return;
     for_strips(0, (int)(to_width / VW), [&, first = first, end = end](int c, auto N) {
       constexpr int rows = R.value, strip = N.value;
-      V sum[rows * strip]{};
+      V sum[rows * strip];
       multiply<rows, strip>(sum, w + r * width + first, width, 1, x.at + first * x.width + c * VW, x.width, end - first);
       UNROLL for (int i = 0; i < rows * strip; i++) {
         float* p = to + (r + i / strip) * to_width + (c + i % strip) * VW;

@@ -1,20 +1,30 @@
 // The register block: the inner loop of every product.
 #pragma once
+#include <algorithm>
+
 #include "vector.h"
 
-// acc[r][c] += Σ_t a[r·row + t·step] · b[t·width + c·VW …], 0 ≤ t < n: a number of `a` times a vector of `b`.
+// A long sum is a sum of sums of so many terms: one chain of all of them would lose more to rounding than a matmul does.
+constexpr int64_t TERMS = 64;
+
+// sum[r][c] = Σ_t a[r·row + t·step] · b[t·width + c·VW …], 0 ≤ t < n: a number of `a` times a vector of `b`.
 template <int R, int N>
 static INLINE void multiply(
-    V (&acc)[R * N], const float* a, int64_t row, int64_t step, const float* b, int64_t width, int64_t n) {
-  for (int64_t t = 0; t < n; t++) {
-    V x[N];
-    UNROLL for (int c = 0; c < N; c++) x[c] = load(b + c * VW);
-    UNROLL for (int r = 0; r < R; r++) {
-      V y = all(a[r * row]);
-      UNROLL for (int c = 0; c < N; c++) acc[r * N + c] += y * x[c];
+    V (&sum)[R * N], const float* a, int64_t row, int64_t step, const float* b, int64_t width, int64_t n) {
+  UNROLL for (int i = 0; i < R * N; i++) sum[i] = V{};
+  for (int64_t first = 0; first < n; first += TERMS) {
+    V part[R * N]{};
+    for (int64_t t = std::min(TERMS, n - first); t > 0; t--) {
+      V x[N];
+      UNROLL for (int c = 0; c < N; c++) x[c] = load(b + c * VW);
+      UNROLL for (int r = 0; r < R; r++) {
+        V y = all(a[r * row]);
+        UNROLL for (int c = 0; c < N; c++) part[r * N + c] += y * x[c];
+      }
+      a += step;
+      b += width;
     }
-    a += step;
-    b += width;
+    UNROLL for (int i = 0; i < R * N; i++) sum[i] += part[i];
   }
 }
 

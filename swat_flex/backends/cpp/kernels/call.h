@@ -16,8 +16,7 @@ struct Call {  // mirrored by library.py; strides and sizes in elements, lengths
   const int32_t* ids;                // [batch or 1, kv_len] or null
   float* per_head;                   // [2, q_heads] or null
   char* workspace;
-  Region region;  // null: threads of our own
-  const int64_t* length;  // decoding: [batch], tokens so far
+  Region region;                     // null: threads of our own
   int64_t ids_stride, batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_dim, left, right;
   int64_t threads, block, tile;  // queries of a block, a multiple of VW; keys of a tile
   float scale;

@@ -58,7 +58,7 @@ static void weights(const Tile& t, Rows k, int64_t dim, float* w) {
   const int64_t width = t.q.width;
   for_pieces(t, [&](int r, auto R, int c, auto N) {
     constexpr int rows = R.value, strip = N.value;
-    V x[rows * strip]{};
+    V x[rows * strip];
     multiply<rows, strip>(x, k.at + r * k.width, k.width, 1, t.q.transposed + c * VW, width, dim);
     V d = __builtin_convertvector(t.distance(c) - all(r), V);
     UNROLL for (int i = 0; i < rows * strip; i++) {
@@ -83,7 +83,7 @@ static void add_to_queries(const Tile& t, const float* w, Rows x, int64_t dim, f
     for (int i = 0; i < t.q.rows; i += R) {
       auto [first, end] = t.visible_keys(i, R);
       float* p = to + i * to_width + c * VW;
-      V sum[R * strip]{};  // of this tile alone: a sum of sums loses less to rounding than one long one
+      V sum[R * strip];  // of this tile alone: a sum of sums loses less to rounding than one long one
       multiply<R, strip>(sum, w + first * width + i, 1, width, x.at + first * x.width + c * VW, x.width, end - first);
       UNROLL for (int n = 0; n < R * strip; n++) {
         float* total = p + n / strip * to_width + n % strip * VW;
