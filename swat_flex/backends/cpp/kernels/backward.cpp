@@ -32,10 +32,12 @@ static void logit_gradients(
     UNROLL for (int i = 0; i < rows * strip; i++) store(dx + (r + i / strip) * width + (c + i % strip) * VW, x[i]);
     if (sums) {
       V d = __builtin_convertvector(t.distance(c) - all(r), V);
+      Sums piece{};  // of its own, for the same reason as a product's parts
       UNROLL for (int i = 0; i < rows * strip; i++) {
-        sums->bias += x[i];
-        sums->slope += x[i] * absolute(d + all((float)(i % strip * VW - i / strip)));
+        piece.bias += x[i];
+        piece.slope += x[i] * absolute(d + all((float)(i % strip * VW - i / strip)));
       }
+      sums->bias += piece.bias, sums->slope += piece.slope;
     }
   });
 }
