@@ -307,7 +307,7 @@ class _Search(Generic[Config]):
         self.on_event(Event(kind, self.planned, done, config, timing, failure))
 
     def spent(self, share: float = 1.0) -> bool:
-        """Whether to start nothing more; the default always starts."""
+        """Tell whether to start nothing more; the default always starts."""
         out_of_trials = self.budget.trials is not None and self.trials >= self.budget.trials
         out_of_time = self.budget.seconds is not None and self.now() - self.started_at >= share * self.budget.seconds
         return self.trials > 0 and (out_of_trials or out_of_time)

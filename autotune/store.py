@@ -113,7 +113,7 @@ class Store:
         return found
 
     def holds(self, tunable: str) -> bool:
-        """Whether there may be any entry or preset of this tunable: one listing of the folder, and no key to build."""
+        """Tell whether there may be any entry or preset of this tunable: one listing of the folder, no key to build."""
         if any(key.tunable == tunable for key in self._unsaved):
             return True
         if any(preset.key.tunable == tunable for presets in self._by_preset().values() for preset in presets):

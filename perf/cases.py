@@ -44,7 +44,7 @@ class Case:
 
     @property
     def decodes(self) -> bool:
-        """Whether it is a step of decoding: the newest queries after a longer context."""
+        """Tell whether it is a step of decoding: the newest queries after a longer context."""
         return self.q_len < self.kv_len
 
     @property

@@ -32,7 +32,7 @@ class Load:
 
     @property
     def busy(self) -> str | None:
-        """What is wrong, in words."""
+        """Say what is wrong."""
         if self.cores is not None and self.cores > CORES:
             return f"other processes use {self.cores:.2f} of the CPU's cores, more than {CORES:g}"
         if self.gpu_percent is not None and self.gpu_percent > GPU_PERCENT:

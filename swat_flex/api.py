@@ -125,7 +125,7 @@ def explain(
     """Say what `flex_swat` would run for these arguments, without running it. Same arguments, same errors.
 
     >>> print(explain(*torch.randn(3, 1, 8, 1024, 64).unbind(), window=256))  # doctest: +ELLIPSIS
-    banded: ...
+    cpp: ...
     """
     operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     problem = operands.problem()

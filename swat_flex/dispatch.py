@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from swat_flex import reference, tuned
-from swat_flex.backends import banded, flex, triton
+from swat_flex.backends import banded, cpp, flex, triton
 from swat_flex.operands import Operands
 from swat_flex.problem import Problem
 from swat_flex.tuned import Tunable
@@ -28,7 +28,7 @@ class BackendModule(Protocol):
         """Compute `[B, Hq, Lq, Dv]`."""
 
 
-BACKENDS: dict[str, BackendModule] = {"triton": triton, "flex": flex, "banded": banded, "naive": reference}
+BACKENDS: dict[str, BackendModule] = {"triton": triton, "flex": flex, "cpp": cpp, "banded": banded, "naive": reference}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,17 @@ def _default(problem: Problem) -> Choice:
         why = f"flex: {reason}"
         if triton.supports(problem) is None:
             return Choice("triton", why)
+    elif device == "cpu":
+        reason = cpp.supports(problem)
+        if reason is None:
+            return Choice("cpp", "the fused kernels for a CPU")
+        why = f"cpp: {reason}"
     reason = banded.supports(problem)
     if reason is not None:
         raise NotImplementedError(f"backend='auto': no backend on {device} fits; banded: {reason}")
     return Choice("banded", why)
+
+
+def compiler() -> str:
+    """Say what built the kernels of `cpp`, for which vectors and in what time; or why there are none, in one line."""
+    return cpp.describe()

@@ -14,7 +14,7 @@ from swat_flex.window import Window
 WindowLike = int | tuple[int | None, int | None] | None
 Slopes = Literal["balanced", "alibi"] | Tensor | None
 Activation = Literal["sigmoid", "softmax", "tanh-sigmoid"]
-Backend = Literal["auto", "flex", "triton", "banded", "naive"]
+Backend = Literal["auto", "flex", "triton", "cpp", "banded", "naive"]
 Bucket = dict[str, str | int | bool | None]
 
 

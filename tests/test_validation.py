@@ -12,7 +12,7 @@ def t(*shape, dtype=torch.float32, device="cpu"):
 
 
 GOOD = {"q": t(2, 4, 8, 16), "k": t(2, 2, 8, 16), "v": t(2, 2, 8, 24), "window": 4}
-NAMES = "one of 'auto', 'flex', 'triton', 'banded', 'naive'"
+NAMES = "one of 'auto', 'flex', 'triton', 'cpp', 'banded', 'naive'"
 
 RULES = [
     ({"q": [1.0]}, TypeError, "q: expected a torch.Tensor, got list"),

@@ -6,6 +6,7 @@ from perf.peers.peer import Configured, Peer, Run, one_line
 from perf.peers.pytorch import FlashAttention2, FlashAttention2Alibi, FlexSoftmax, SdpaBand, SdpaCausal, SdpaRing
 
 ATTENTION: tuple[Peer, ...] = (
+    Swat("cpp"),
     Swat("banded"),
     Swat("flex"),
     Swat("triton"),

@@ -44,7 +44,7 @@ class Peer:
     copies = False
 
     def available(self, device: torch.device) -> str | None:
-        """Why it cannot run here at all, or None."""
+        """Say why it cannot run here at all, or return None."""
         if self.package and importlib.util.find_spec(self.package.partition(".")[0]) is None:
             return "not installed"
         if self.cuda and device.type != "cuda":
@@ -56,7 +56,7 @@ class Peer:
         return None
 
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
-        """Why it cannot run this case, or None."""
+        """Say why it cannot run this case, or return None."""
         return None
 
     def definition(self, case: Case) -> Definition:

@@ -29,7 +29,7 @@ class Errors:
 
     @property
     def right(self) -> bool:
-        """Whether both are allowed; a NaN is not."""
+        """Tell whether both are allowed; a NaN is not."""
         return self.output <= self.allowed and self.gradients <= self.allowed
 
 

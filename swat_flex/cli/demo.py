@@ -64,7 +64,7 @@ def demo(
 
 
 def _checked(inputs: Inputs, window: WindowLike) -> str:
-    """What the check found; ends the program where the result is wrong."""
+    """Return what the check found; end the program where the result is wrong."""
     heads, longest = inputs.q.shape[1], inputs.q.shape[2]
     length = min(longest, math.isqrt(CHECK_BYTES // (MATRICES * heads * torch.float64.itemsize)))
     errors = check.compare(inputs.prefix(length), window)

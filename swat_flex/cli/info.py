@@ -43,6 +43,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton_version,
+        "cpp": dispatch.compiler(),
     }
 
 

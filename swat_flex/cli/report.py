@@ -66,7 +66,7 @@ def _times(other: Timing, swat: Timing) -> str:
 
 
 def notes(results: Results, rounds: int) -> str:
-    """How to read the table, and a warning where the machine was too busy to trust it."""
+    """Say how to read the table, and a warning where the machine was too busy to trust it."""
     text = (
         f"Medians of {rounds} interleaved rounds; ± is the interquartile range over the median. GFLOP/s counts the "
         "pairs that each one sees. Peak is the memory of forward and backward beyond the inputs."
@@ -87,7 +87,7 @@ def series(results: Results) -> dict[str, list[float]]:
 
 
 def conclusion(results: Results) -> str:
-    """What the newcomer saw, and the next thing to try, in one sentence."""
+    """Say what the newcomer saw, and the next thing to try, in one sentence."""
     first, last = min(results), max(results)
     swat, sdpa = results[last]["SWAT"].both.median_ms, results[last]["SDPA"].both.median_ms
     if first == last:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRESETS = ("train-7b", "decode", "paper-340m", "all")
-BACKENDS = ("auto", "flex", "triton", "banded")
+BACKENDS = ("auto", "flex", "triton", "cpp", "banded")
 
 
 def tune(
@@ -107,7 +107,7 @@ def _shape(text: str) -> tuple[int, int, int, int, int]:
 
 
 def _fits(spec: Spec, console: Console) -> bool:
-    """Whether inputs, results and their copies find room; says so where they do not."""
+    """Tell whether inputs, results and their copies find room; says so where they do not."""
     has, needs = machine.memory(torch.device(spec.device)), 4 * spec.bytes()
     if needs > has:
         console.print(f"left out: {spec} needs about {needs / 2**30:.0f} GiB, and there are {has / 2**30:.0f}")

@@ -164,7 +164,7 @@ class _Posted:
             self.works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> list[Tensor]:
-        """What was received, in the order it was asked for."""
+        """Return what was received, in the order it was asked for."""
         with lost(self.doing, self._peers(), self.group):
             for work in self.works:
                 work.wait()

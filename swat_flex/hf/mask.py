@@ -85,8 +85,11 @@ def packed_ids(mask_function: MaskFunction, batch: int, length: int, device: tor
 
 
 def is_expressible(mask_function: MaskFunction) -> bool:
-    """Whether a mask is made of causal, sliding-window and packing parts alone. Not asked while tracing, which cannot
-    look into closures; a chunked or blockwise model is refused when it first runs eagerly."""
+    """Tell whether a mask is made of causal, sliding-window and packing parts alone.
+
+    A trace cannot look into closures and takes it for granted; a chunked or blockwise model is refused when it first
+    runs eagerly.
+    """
     if torch.compiler.is_compiling():
         return True
     code = getattr(mask_function, "__code__", None)

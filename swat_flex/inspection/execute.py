@@ -215,7 +215,7 @@ class _Tensors:
 
 
 def _elements(data: Tensor, x: Tensor) -> Tensor:
-    """What bytes say of each element of x: `[*x.shape, bytes]`, a view."""
+    """Return what bytes say of each element of x: `[*x.shape, bytes]`, a view."""
     size = x.element_size()
     strides = [n * size for n in x.stride()]
     return data.as_strided((*x.shape, size), (*strides, 1), x.storage_offset() * size)

@@ -45,7 +45,7 @@ class Inspection:
 
     @property
     def has_float64(self) -> bool:
-        """Whether anything is computed in float64 or converted from or to it."""
+        """Tell whether anything is computed in float64 or converted from or to it."""
         return any(
             i.kind == "float64" or re.search(r"\bF64\b|64H\b|_f64|\bDMMA\b", i.opcode) for i in self.instructions
         )

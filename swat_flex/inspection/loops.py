@@ -101,7 +101,7 @@ def _successors(instructions: Sequence[Instruction], blocks: Sequence[range]) ->
 
 
 def _dominators(successors: Sequence[Sequence[int]], predecessors: Sequence[Sequence[int]]) -> list[int]:
-    """For each block the bits of the blocks on every path to it from the first; 0 for a block that no path reaches."""
+    """Map each block to the bits of the blocks on every path to it from the first; 0 for one that no path reaches."""
     reachable = set()
     front = [0]
     while front:

@@ -55,7 +55,7 @@ class Occupancy:
 
 
 def occupancy(resources: Resources, warps: int, target: Target) -> Occupancy:
-    """How many blocks of `warps` warps with these resources fit on one multiprocessor of `target`."""
+    """Count how many blocks of `warps` warps with these resources fit on one multiprocessor of `target`."""
     per_warp = _round_up(max(resources.registers, 1), target.register_step) * target.warp_size
     per_scheduler = target.registers // SCHEDULERS // per_warp
     limits = {"registers": per_scheduler * SCHEDULERS // warps}

@@ -73,7 +73,7 @@ class SwatConfig:
     tie_embeddings: bool = False
     norm_eps: float = 1e-5
     init_std: float = 0.02
-    backend: Literal["auto", "flex", "triton", "banded", "naive"] = "auto"
+    backend: Literal["auto", "flex", "triton", "cpp", "banded", "naive"] = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.window, list):  # what JSON makes of a tuple
@@ -199,7 +199,7 @@ def _check_choices(config: SwatConfig) -> None:
             raise TypeError(f"{name}: expected a bool, got {type(getattr(config, name)).__name__}")
     _one_of("activation", config.activation, ("sigmoid", "softmax"))
     _one_of("slope_schedule", config.slope_schedule, ("2^-k", "2^-8k/h"))
-    _one_of("backend", config.backend, ("auto", "flex", "triton", "banded", "naive"))
+    _one_of("backend", config.backend, ("auto", "flex", "triton", "cpp", "banded", "naive"))
     _check_slopes(config)
     bias = config.logit_bias
     if isinstance(bias, str):

@@ -84,6 +84,6 @@ def rounding_bound(
 
 
 def _least(dtype: torch.dtype) -> float:
-    """What underflow may cost: float16's smallest number, else float32's or float64's smallest normal one."""
+    """Return what underflow may cost: float16's smallest number, else float32's or float64's smallest normal one."""
     precision = torch.finfo(dtype)
     return precision.smallest_normal * (precision.eps if dtype == torch.float16 else 1)

@@ -108,7 +108,7 @@ def assert_within_budget(
 
 
 def overflows(exact: Tensor, dtype: torch.dtype) -> bool:
-    """Whether an exact result does not fit the dtype, so that its case is excluded."""
+    """Tell whether an exact result does not fit the dtype, so that its case is excluded."""
     return bool(~(exact.abs() <= torch.finfo(dtype).max).all())
 
 

@@ -74,7 +74,7 @@ class SwatCase:
         return q, k, self._tensor((*k_shape[:3], self.value_dim), self.layouts[2], self.v_exponent, draw)
 
     def gradient(self) -> Tensor:
-        """Of the output, `[batch, q_heads, length − fewer, value_dim]`."""
+        """Draw the gradient of the output, `[batch, q_heads, length − fewer, value_dim]`."""
         draw = torch.Generator().manual_seed(self.seed + 1)
         shape = (self.batch, self.q_heads, self.length - self.fewer, self.value_dim)
         return self._tensor(shape, self.layouts[3], self.grad_exponent, draw)
@@ -137,7 +137,7 @@ class SwatCase:
         return {name: x.cpu() for name, x in results.items()}
 
     def refusal(self, backend: Backend, device: str = "cpu", *, gradients: bool = True) -> str | None:
-        """Why the backend does not run this case, or None."""
+        """Say why the backend does not run this case, or return None."""
         q, k, v = (on_device(x, device).requires_grad_(gradients) for x in self.tensors())
         options = {name: on_device(x, device) for name, x in self.options().items()}
         try:
@@ -155,7 +155,7 @@ class SwatCase:
         return with_gradients(rough_swat, self.tensors(), self.window, self.gradient(), **self.options())
 
     def in_range(self, exact: dict[str, Tensor]) -> bool:
-        """Whether every exact result fits the dtype it is returned in."""
+        """Tell whether every exact result fits the dtype it is returned in."""
         per_head = torch.float64 if self.dtype == "float64" else torch.float32
         dtypes = {name: per_head if name in ("dslopes", "dlogit_bias") else self.torch_dtype for name in exact}
         return not any(overflows(x, dtypes[name]) for name, x in exact.items())
@@ -193,5 +193,5 @@ def on_device(x: Any, device: str) -> Any:
 
 
 def largest_exponent(case_dtype: str, terms: int) -> int:
-    """Of values whose sum over `terms` of them stays just below the dtype's largest number."""
+    """Return the exponent of values whose sum over `terms` of them stays just below the dtype's largest number."""
     return int(math.log2(torch.finfo(DTYPES[case_dtype]).max)) - 3 - max(terms, 1).bit_length()

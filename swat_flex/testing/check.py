@@ -60,13 +60,13 @@ def check(case: SwatCase, backend: Backend, device: str = "cpu") -> Verdict:
 
 
 def has_enough(exact: Tensor) -> bool:
-    """Whether the tensor has enough different elements for the statistical rule."""
+    """Tell whether the tensor has enough different elements for the statistical rule."""
     return exact.numel() >= ENOUGH and torch.unique(exact[exact != 0]).numel() >= ENOUGH
 
 
 @functools.cache
 def trains(backend: Backend, device: str, dtype: str, activation: str) -> bool:
-    """Whether the backend has gradients for such calls."""
+    """Tell whether the backend has gradients for such calls."""
     return SwatCase(1, 1, dtype=dtype, activation=activation).refusal(backend, device) is None
 
 

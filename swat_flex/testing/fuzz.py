@@ -202,5 +202,5 @@ def available(device: str, emulate: str | None = None) -> dict[Backend, str | No
     """Each backend, and why it does not run on the device here, or None."""
     if emulate is not None:
         return {"triton": None}
-    names: tuple[Backend, ...] = ("banded", "flex", "triton")
+    names: tuple[Backend, ...] = ("cpp", "banded", "flex", "triton")
     return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}

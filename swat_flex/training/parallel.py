@@ -45,7 +45,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process prints and saves."""
+        """Tell whether this process prints and saves."""
         return self.mesh is None or torch.distributed.get_rank() == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
         ]
         if problem.device.type == "cpu":
             compiled = ["flex"] if "flex" in candidates and seconds >= COMPILED_SECONDS else []
-            candidates = ["banded", *compiled]
+            candidates = ["cpp" if "cpp" in candidates else "banded", *compiled]
         elif len(candidates) > 1:
             candidates.remove("banded")  # right everywhere, fused nowhere
     else:

@@ -2,6 +2,8 @@
 
 from planting import Fault
 
+from swat_flex.backends.cpp import library
+
 _OP, _TILES = "backends.banded.op", "backends.banded.tiles"
 BANDED = [
     Fault("banded", "mask off by one", _TILES, "self.left_edge] <= left)", "self.left_edge] < left)"),
@@ -135,4 +137,20 @@ FLEX = [
     ),
 ]
 
-FAULTS = [*BANDED, *TRITON, *FLEX]
+CPP = [
+    Fault("cpp", "mask off by one", "tile.h", "(d <= all(left))", "(d < all(left))"),
+    Fault("cpp", "sign of the slope", "tile.h", "* all(t.q.slope)", "* all(-t.q.slope)"),
+    Fault("cpp", "missing scale", "forward.cpp", "c.head_dim, c.scale)", "c.head_dim, 1.f)"),
+    Fault("cpp", "wrong key head", "forward.cpp", "head / (c.q_heads / c.kv_heads)", "head % c.kv_heads"),
+    Fault("cpp", "dropped left edge", "tile.h", "(d <= all(left)) & (d >= all(-right))", "(d >= all(-right))"),
+    Fault("cpp", "missing gradient term", "backward.cpp", "x[i] *= s * (all(1.f) - s)", "x[i] *= s"),
+    Fault(
+        "cpp",
+        "slopes' gradient without distance",
+        "backward.cpp",
+        "x[i] * absolute(d + all((float)(i % strip * VW - i / strip)))",
+        "x[i]",
+    ),
+]
+
+FAULTS = [*BANDED, *TRITON, *FLEX, *(CPP if library.trouble() is None else [])]

@@ -26,6 +26,10 @@ CASES = {
         SwatCase(70, 20, fewer=5, batch=2, kv_heads=4, dtype="bfloat16", **BIASED),
         SwatCase(40, 3, kv_heads=2, head_dim=3, logit_bias="number", bias=-12.0),
     ],
+    "cpp": [
+        SwatCase(65, 8, kv_heads=2, group=2, **BIASED),
+        SwatCase(40, 3, kv_heads=2, head_dim=3, logit_bias="number", bias=-12.0),
+    ],
     "triton": [
         SwatCase(40, 33, kv_heads=2, group=2, **BIASED),
         SwatCase(40, 3, kv_heads=1, head_dim=3, logit_bias="number", bias=-12.0),

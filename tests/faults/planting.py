@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 
 import swat_flex.backends.operator
 from swat_flex import dispatch
+from swat_flex.backends.cpp import build, library
 from swat_flex.operands import Operands
 
 # Modules that took names from a module when they were imported, in the order in which they must be loaded again.
@@ -34,7 +36,7 @@ DEPENDENTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` in the source of `swat_flex.<module>` becomes `new`."""
+    """`old` in the source of `swat_flex.<module>`, for `cpp` in a file of its kernels, becomes `new`."""
 
     backend: str
     name: str
@@ -49,12 +51,14 @@ class Fault:
 @contextlib.contextmanager
 def planted(fault: Fault) -> Iterator[None]:
     """`flex_swat` with the fault in its backend, in this process, until the block ends."""
+    if fault.backend == "cpp":
+        with _built(fault):
+            yield
+        return
     names = [fault.module, *DEPENDENTS.get(fault.module, [])]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         sources = {name: Path(importlib.import_module(f"swat_flex.{name}").__file__).read_text() for name in names}
-        places = sources[fault.module].count(fault.old)
-        assert places == 1, f"{fault}: {places} places hold {fault.old!r}"
-        sources[fault.module] = sources[fault.module].replace(fault.old, fault.new)
+        sources[fault.module] = _changed(fault, sources[fault.module])
         with contextlib.ExitStack() as loading:
             _replace(loading, swat_flex.backends.operator, "define", _define)
             _replace(loading, torch.library, "custom_op", _custom_op)
@@ -71,6 +75,27 @@ def planted(fault: Fault) -> Iterator[None]:
         undo.callback(dispatch.BACKENDS.__setitem__, fault.backend, dispatch.BACKENDS[fault.backend])
         dispatch.BACKENDS[fault.backend] = backend
         yield
+
+
+@contextlib.contextmanager
+def _built(fault: Fault) -> Iterator[None]:
+    """`cpp` with a library of changed kernels, built in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
+        kernels = Path(shutil.copytree(build.SOURCES, Path(folder) / "kernels"))
+        path = kernels / fault.module
+        path.write_text(_changed(fault, path.read_text()))
+        _replace(undo, build, "SOURCES", kernels)
+        _replace(undo, library, "build", lambda: build.build(Path(folder) / "library"))
+        library._load.cache_clear()
+        undo.callback(library._load.cache_clear)
+        assert library.trouble() is None
+        yield
+
+
+def _changed(fault: Fault, source: str) -> str:
+    places = source.count(fault.old)
+    assert places == 1, f"{fault}: {places} places hold {fault.old!r}"
+    return source.replace(fault.old, fault.new)
 
 
 def _load(undo: contextlib.ExitStack, full: str, path: Path) -> None:

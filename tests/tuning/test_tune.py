@@ -19,6 +19,7 @@ import autotune
 from autotune import Store, StoreWarning
 from swat_flex import explain, flex_swat, naive_swat, tune, tuned
 from swat_flex.backends.banded import BandedConfig, op, tiles
+from swat_flex.backends.cpp import library
 from swat_flex.cli import app
 from swat_flex.dispatch import BACKEND, BackendConfig
 from swat_flex.problem import Problem
@@ -33,6 +34,7 @@ command_file = importlib.import_module("swat_flex.cli.tune")  # the module, whic
 
 FEW = {"block": (32, 48, 80), "tile": (2**20,), "segment": (16,)}
 PROBLEM = dataclasses.replace(Problem.of_self_attention(2, 200, 16, torch.float32, "cpu", 64), needs_grad=False)
+ON_CPU = "banded" if library.trouble() else "cpp"
 SHAPE = ("--shape", "1,2,2,200,16", "--window", "64")
 
 
@@ -72,14 +74,17 @@ def command(*arguments):
 
 
 def told_by_a_new_process():
-    program = "import torch; from swat_flex import explain; print(explain(*torch.randn(3, 1, 2, 200, 16), 64))"
+    program = (
+        "import torch; from swat_flex import explain\n"
+        "print(explain(*torch.randn(3, 1, 2, 200, 16), 64, backend='banded'))"
+    )
     return subprocess.check_output([sys.executable, "-c", program], text=True, env=os.environ)
 
 
 def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, monkeypatch):
     """The one search by a real clock."""
     few_blocks(monkeypatch)
-    found = tune(*qkv(), 64, seconds=50)  # it ends when all four were tried
+    found = tune(*qkv(), 64, backend="banded", seconds=50)  # it ends when all four were tried
     (outcome,) = found.outcomes
     assert outcome.saved
     assert outcome.name == "banded.forward"
@@ -87,7 +92,7 @@ def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, monkeypat
     assert outcome.result.failures == {}
     assert outcome.winner.median_ms <= outcome.default.median_ms
     digest = outcome.entry.key.digest[:8]
-    assert digest in str(explain(*qkv(), 64))  # this process has looked it up before
+    assert digest in str(explain(*qkv(), 64, backend="banded"))  # this process has looked it up before
     told = told_by_a_new_process()
     assert f"user cache, entry banded.forward {digest}" in told
     assert str(outcome.result.winner) in told
@@ -97,9 +102,11 @@ def test_what_was_measured_is_kept_and_a_new_process_uses_it(measured, monkeypat
 def test_the_backward_is_tuned_where_the_call_needs_one(few):
     q, k, v = qkv(requires_grad=True)
     names = ["banded.forward", "banded.backward"]
-    assert [outcome.name for outcome in tune(q, k, v, 64, seconds=20).outcomes] == names
-    assert [outcome.name for outcome in tune(*qkv(), 64, seconds=20, backward=True).outcomes] == names
-    assert [outcome.name for outcome in tune(q, k, v, 64, seconds=20, backward=False).outcomes] == names[:1]
+    assert [outcome.name for outcome in tune(q, k, v, 64, backend="banded", seconds=20).outcomes] == names
+    assert [outcome.name for outcome in tune(*qkv(), 64, backend="banded", seconds=20, backward=True).outcomes] == names
+    assert [
+        outcome.name for outcome in tune(q, k, v, 64, backend="banded", seconds=20, backward=False).outcomes
+    ] == names[:1]
 
 
 def test_a_wrong_configuration_never_wins(monkeypatch, few):
@@ -112,7 +119,7 @@ def test_a_wrong_configuration_never_wins(monkeypatch, few):
         return weights(band, q, k, group, rows, keys)
 
     monkeypatch.setattr(tiles.Band, "weights", wrong)
-    for outcome in tune(*qkv(), 64, seconds=20, backward=True).outcomes:
+    for outcome in tune(*qkv(), 64, backend="banded", seconds=20, backward=True).outcomes:
         assert {config.block: failure.kind for config, failure in outcome.result.failures.items()} == {32: "wrong"}
         assert outcome.result.winner.block != 32
         assert outcome.saved
@@ -120,10 +127,10 @@ def test_a_wrong_configuration_never_wins(monkeypatch, few):
 
 def test_documents_are_tuned_with_the_callers_own(few):
     ids = torch.arange(200) // 30
-    (outcome,) = tune(*qkv(), 64, document_ids=ids, slopes=None, logit_bias=-1.0, seconds=20).outcomes
+    (outcome,) = tune(*qkv(), 64, backend="banded", document_ids=ids, slopes=None, logit_bias=-1.0, seconds=20).outcomes
     assert outcome.saved
     assert outcome.entry.key.bucket["documents"]
-    told = explain(*qkv(), 64, document_ids=ids, slopes=None, logit_bias=torch.zeros(2))
+    told = explain(*qkv(), 64, backend="banded", document_ids=ids, slopes=None, logit_bias=torch.zeros(2))
     assert outcome.entry.key.digest[:8] in str(told)
 
 
@@ -134,11 +141,11 @@ def test_a_disk_that_cannot_be_written_leaves_the_winner_in_memory(tmp_path, mon
     tuned.store.cache_clear()
     q, k, v = qkv()
     with pytest.warns(StoreWarning, match="cannot be written"):
-        found = tune(q, k, v, 64, seconds=20)
+        found = tune(q, k, v, 64, backend="banded", seconds=20)
     assert not found.outcomes[0].saved
     assert "for this process only" in str(found)
-    assert found.outcomes[0].entry.key.digest[:8] in str(explain(q, k, v, 64))
-    torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
+    assert found.outcomes[0].entry.key.digest[:8] in str(explain(q, k, v, 64, backend="banded"))
+    torch.testing.assert_close(flex_swat(q, k, v, 64, backend="banded"), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow  # compiles two of flex's programs
@@ -152,8 +159,8 @@ def test_backends_are_raced_with_one_check_for_all():
 
 def test_flex_enters_where_there_is_time_for_its_compilation():
     spec = Spec(PROBLEM, "cpu")
-    assert [job.tunable for job in jobs_of(spec, "auto", seconds=100)] == ["banded.forward", "backend"]
-    assert [job.tunable for job in jobs_of(spec, "auto", seconds=10)] == ["banded.forward"]
+    assert [job.tunable for job in jobs_of(spec, "auto", seconds=100)] == [f"{ON_CPU}.forward", "backend"]
+    assert [job.tunable for job in jobs_of(spec, "auto", seconds=10)] == [f"{ON_CPU}.forward"]
 
 
 def test_what_would_take_too_long_is_left_out_and_says_so():
@@ -181,7 +188,9 @@ def test_wrong_arguments_are_refused(options, error, match):
 
 
 def test_the_command_plans_measures_and_says_where_it_saved(measured, few):
-    result = command(*SHAPE, "--shape", "1,2,1,100,16", "--dtype", "bf16", "--seconds", "30", "--backward")
+    result = command(
+        *SHAPE, "--shape", "1,2,1,100,16", "--dtype", "bf16", "--seconds", "30", "--backward", "--backend", "banded"
+    )
     assert result.exit_code == 0, result.output
     for part in ("plan", "4 of 4", "banded.backward", "B1 H2/1 L100 D16", "bfloat16", "speed-up", "4 saved in"):
         assert part in result.output
@@ -215,7 +224,7 @@ def test_a_preset_that_is_too_much_for_this_machine_says_so(measured, monkeypatc
     monkeypatch.setattr("swat_flex.cli.machine.memory", lambda device: 2**50)
     result = command("--preset", "train-7b", "--seconds", "5")
     assert result.exit_code == 1
-    assert "left out: banded.forward, B4 H32 L4,096 D128" in result.output
+    assert f"left out: {ON_CPU}.forward, B4 H32 L4,096 D128" in result.output
     assert "Nothing to tune" in result.output
     assert not measured.exists()
 
@@ -247,7 +256,7 @@ def test_ctrl_c_keeps_what_was_measured(measured, monkeypatch, few):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(command_file._Screen, "follow", interrupt)
-    result = command(*SHAPE, "--seconds", "30", "--backward")
+    result = command(*SHAPE, "--seconds", "30", "--backward", "--backend", "banded")
     assert result.exit_code == 130, result.output
     assert "1 saved in" in result.output
     assert "interrupted after" in result.output
@@ -258,7 +267,7 @@ def test_ctrl_c_keeps_what_was_measured(measured, monkeypatch, few):
 
 
 def test_an_interrupted_search_replaces_no_better_entry(measured, few):
-    (outcome,) = tune(*qkv(), 64, seconds=20).outcomes
+    (outcome,) = tune(*qkv(), 64, backend="banded", seconds=20).outcomes
     from swat_flex.tuning.search import _keep
 
     slower = [(config, dataclasses.replace(timing, median_ms=1e6)) for config, timing in outcome.entry.timings]

@@ -17,10 +17,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from autotune import Entry, Store, StoreWarning, Timing, Versions
 from swat_flex import explain, flex_swat, naive_swat, tuned
 from swat_flex.backends.banded import BandedConfig, op
+from swat_flex.backends.cpp import library
 from swat_flex.backends.triton.op import TUNABLES
 from swat_flex.dispatch import BACKEND, BackendConfig
 from swat_flex.problem import Problem
 
+ON_CPU = "banded" if library.trouble() else "cpp"
 TUNED = BandedConfig(32, 2**18, 4)
 WATCHED = {"open", "os.listdir", "os.scandir", "subprocess.Popen"}
 _opened: list[str] | None = None
@@ -80,9 +82,9 @@ def test_a_measured_configuration_runs_and_explain_names_its_entry(measured, use
     entry = entry_for(op.FORWARD, TUNED)
     Store(measured).put(entry)
     q, k, v = qkv()
-    torch.testing.assert_close(flex_swat(q, k, v, 64), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(flex_swat(q, k, v, 64, backend="banded"), naive_swat(q, k, v, 64), atol=1e-4, rtol=1e-4)
     assert used == [TUNED]
-    told = explain(q, k, v, 64)
+    told = explain(q, k, v, 64, backend="banded")
     origin = f"user cache, entry banded.forward {entry.key.digest[:8]}"
     assert told.configuration == (("banded.forward", str(TUNED), origin),)
     assert f"banded.forward: {TUNED} ({origin})" in str(told)
@@ -91,9 +93,9 @@ def test_a_measured_configuration_runs_and_explain_names_its_entry(measured, use
 def test_forward_and_backward_are_looked_up_apart(measured, used):
     Store(measured).put(entry_for(op.BACKWARD, TUNED))
     q, k, v = qkv(requires_grad=True)
-    flex_swat(q, k, v, 64).sum().backward()
+    flex_swat(q, k, v, 64, backend="banded").sum().backward()
     assert used == [op.FORWARD.default(problem()), TUNED]
-    told = explain(q, k, v, 64)
+    told = explain(q, k, v, 64, backend="banded")
     assert [x.origin.split(" ")[0] for x in told.configuration] == ["default", "user"]
     assert told.configuration[1].configuration == str(TUNED)
 
@@ -101,10 +103,10 @@ def test_forward_and_backward_are_looked_up_apart(measured, used):
 def test_a_bucket_shares_and_another_does_not(measured, used):
     Store(measured).put(entry_for(op.FORWARD, TUNED))
     for length, window in ((512, 65), (257, 3)):  # up to a power of two; windows of up to 64 tokens to the left
-        flex_swat(*qkv(length), window)
+        flex_swat(*qkv(length), window, backend="banded")
     assert used == [TUNED] * 2
     for length, window in ((513, 64), (256, 64), (300, 66), (300, None)):
-        flex_swat(*qkv(length), window)
+        flex_swat(*qkv(length), window, backend="banded")
     assert TUNED not in used[2:]
 
 
@@ -112,21 +114,21 @@ def test_no_file_is_touched_from_the_second_call_on(measured):
     Store(measured).put(entry_for(op.FORWARD, TUNED))
     q, k, v = qkv()
     with file_accesses() as first:
-        flex_swat(q, k, v, 64)
+        flex_swat(q, k, v, 64, backend="banded")
     with file_accesses() as later:
         for _ in range(3):
-            flex_swat(q.clone(), k, v, 64)
+            flex_swat(q.clone(), k, v, 64, backend="banded")
     assert first
     assert later == []
 
 
 def test_a_look_up_writes_nothing(measured):
-    flex_swat(*qkv(), 64)
+    flex_swat(*qkv(), 64, backend="banded")
     assert not measured.exists()
     Store(measured).put(entry_for(op.FORWARD, TUNED))
     before = {path: path.read_bytes() for path in measured.iterdir()}
     tuned.refresh()
-    flex_swat(*qkv(), 64)
+    flex_swat(*qkv(), 64, backend="banded")
     assert {path: path.read_bytes() for path in measured.iterdir()} == before
 
 
@@ -135,17 +137,17 @@ def test_a_torn_entry_is_a_miss_told_once(measured, used):
     (path,) = measured.iterdir()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(StoreWarning, match="was not used"):
-        flex_swat(*qkv(), 64)
+        flex_swat(*qkv(), 64, backend="banded")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        flex_swat(*qkv(), 64)
+        flex_swat(*qkv(), 64, backend="banded")
     assert used == [op.FORWARD.default(problem())] * 2
 
 
 def test_a_configuration_out_of_its_space_is_not_run(measured, used):
     Store(measured).put(entry_for(op.FORWARD, BandedConfig(7, 2**18, 4)))
     with pytest.warns(StoreWarning, match="block"):
-        flex_swat(*qkv(), 64)
+        flex_swat(*qkv(), 64, backend="banded")
     assert used == [op.FORWARD.default(problem())]
 
 
@@ -154,7 +156,7 @@ def test_a_folder_that_cannot_be_read_leaves_the_default(tmp_path, monkeypatch, 
     blocked.write_text("")
     monkeypatch.setenv("AUTOTUNE_DIR", str(blocked))
     tuned.store.cache_clear()
-    flex_swat(*qkv(), 64)
+    flex_swat(*qkv(), 64, backend="banded")
     assert used == [op.FORWARD.default(problem())]
 
 
@@ -164,9 +166,9 @@ def test_a_preset_is_used_and_explain_says_what_it_was_measured_with(tmp_path, m
     (tmp_path / "cpu.json").write_text(json.dumps({"format": 1, "entries": [shipped.to_json()]}))
     monkeypatch.setattr(tuned, "PRESETS", tmp_path)
     q, k, v = qkv()
-    flex_swat(q, k, v, 64)
+    flex_swat(q, k, v, 64, backend="banded")
     assert used == [TUNED]
-    (told,) = explain(q, k, v, 64).configuration
+    (told,) = explain(q, k, v, 64, backend="banded").configuration
     assert (
         told.origin
         == f"shipped preset banded.forward {shipped.key.digest[:8]}, measured with torch 2.11.0, triton 3.6.0"
@@ -178,10 +180,10 @@ def test_configurations_in_force_come_first_and_go_again(measured, used):
     outer, inner = BandedConfig(48), BandedConfig(80)
     with tuned.using({"banded.forward": outer}):
         with tuned.using({"banded.forward": inner, "banded.backward": inner}):
-            flex_swat(*qkv(), 64)
-        flex_swat(*qkv(), 64)
+            flex_swat(*qkv(), 64, backend="banded")
+        flex_swat(*qkv(), 64, backend="banded")
         assert tuned.forced(op.BACKWARD) is None
-    flex_swat(*qkv(), 64)
+    flex_swat(*qkv(), 64, backend="banded")
     assert used == [inner, outer, TUNED]
 
 
@@ -192,8 +194,8 @@ def test_a_measured_backend_is_preferred_where_it_can_run(measured):
     store.put(entry_for(BACKEND, BackendConfig("triton"), problem(3000)))
     assert explain(*qkv(), 64).backend == "flex"
     assert "measured" in explain(*qkv(), 64).why
-    assert explain(*qkv(requires_grad=True), 64).backend == "banded"
-    assert explain(*qkv(3000), 64).backend == "banded"
+    assert explain(*qkv(requires_grad=True), 64).backend == ON_CPU
+    assert explain(*qkv(3000), 64).backend == ON_CPU
     assert explain(*qkv(), 64, backend="banded").backend == "banded"
 
 
@@ -219,7 +221,7 @@ def test_fifty_lengths_make_few_graphs_with_measurements_of_each(measured, requi
 
 def test_a_measured_configuration_is_used_inside_a_callers_compile(measured, used):
     Store(measured).put(entry_for(op.FORWARD, TUNED))
-    torch.compile(lambda q, k, v: flex_swat(q, k, v, 64), fullgraph=True, backend="aot_eager")(*qkv())
+    torch.compile(lambda q, k, v: flex_swat(q, k, v, 64, backend="banded"), fullgraph=True, backend="aot_eager")(*qkv())
     assert used == [TUNED]
 
 

@@ -97,13 +97,13 @@ _FLOAT32 = {
 
 
 def choose(head_dim: int, value_dim: int, dtype: torch.dtype) -> FlexConfig:
-    """What runs where nothing was measured; for padded or unpadded head dimensions."""
+    """Choose what runs where nothing was measured, for padded or unpadded head dimensions."""
     width = max(head_dim, value_dim)
     return (_FLOAT32 if dtype == torch.float32 else _HALF)[64 if width <= 64 else 128 if width <= 128 else 256]
 
 
 def choices(problem: Problem) -> Mapping[str, Sequence[int | bool]]:
-    """By field of FlexConfig: the values worth trying. A backward's only where there is one.
+    """List by field of FlexConfig: the values worth trying. A backward's only where there is one.
 
     PRESCALE_QK hands a score modifier its scores in units of log2 e, which only an unmodified score survives.
     """

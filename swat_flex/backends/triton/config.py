@@ -121,7 +121,7 @@ _SMALLEST_FLOAT32 = TritonConfig(16, 16, 4, 1)
 
 
 def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
-    """Whether a kernel supports a configuration on a target; a launch turns unsupported switches off.
+    """Tell whether a kernel supports a configuration on a target; a launch turns unsupported switches off.
 
     Triton's specialiser for Hopper takes neither two loops nor operands by pointer: 3.6 and 3.7 stop with an internal
     error. On Blackwell both kernels of the backward come out with spills or do not compile.
@@ -140,7 +140,7 @@ def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
 
 
 def shares_reciprocals(kernel: Kernel, config: TritonConfig, padded_dim: int, target: str) -> bool:
-    """Whether four sigmoids of one row may share a reciprocal: their layout is as the assembly in sigmoid.py expects.
+    """Tell whether four sigmoids of a row may share a reciprocal: their layout is as sigmoid.py expects.
 
     It takes a thread's scores in eights, and counts on two columns, the same two of the row eight below, and both
     again eight columns on. So a thread needs eight scores, and a warp 16 columns. Triton lays the warps of chained
@@ -164,7 +164,7 @@ def shares_reciprocals(kernel: Kernel, config: TritonConfig, padded_dim: int, ta
 
 
 def configurations(kernel: Kernel, padded_dim: int, itemsize: int, target: str) -> tuple[TritonConfig, ...]:
-    """What to run, and what to run instead where that does not fit into the device's shared memory.
+    """List what to run, and what to run instead where that does not fit into the device's shared memory.
 
     Args:
         kernel: which.
@@ -237,7 +237,7 @@ class DecodeConfig:
 
 
 def decode_configurations(rows: int, padded_dim: int, itemsize: int) -> tuple[DecodeConfig, ...]:
-    """What to run, and what to run instead where that does not fit into the device's shared memory.
+    """List what to run, and what to run instead where that does not fit into the device's shared memory.
 
     Args:
         rows: queries in a tile.
@@ -253,7 +253,7 @@ def decode_configurations(rows: int, padded_dim: int, itemsize: int) -> tuple[De
 
 
 def decode_values(slots: int) -> dict[str, tuple[int | None, ...]]:
-    """By field of DecodeConfig: the values worth trying; splits with a tile of keys for each, of 16 at least.
+    """List by field of DecodeConfig: the values worth trying; splits with a tile of keys for each, of 16 at least.
 
     The same for all rings between two powers of two, which share measurements.
     """

@@ -28,7 +28,7 @@ def row_tile(rows: int) -> int:
 
 
 def decode_configuration(problem: Problem) -> DecodeConfig:
-    """What a step runs with where nothing was measured.
+    """Return what a step runs with where nothing was measured.
 
     Args:
         problem: T queries (q_len) against the window + T − 1 keys (kv_len) that any of them sees.
@@ -51,7 +51,7 @@ DECODE: Tunable[DecodeConfig] = Tunable(
 def _candidates(
     q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, window: int
 ) -> tuple[DecodeConfig, ...]:
-    """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+    """List what was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
     if (forced := tuned.forced(DECODE)) is not None:
         return (forced,)
     winner = tuned.lookup(DECODE, Problem.of_step(q, keys, values, window, slopes, logit_bias))

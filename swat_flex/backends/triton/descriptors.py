@@ -21,7 +21,7 @@ def padded(dim: int) -> int:
 
 
 def block_shape(name: Kernel, config: TritonConfig, dim: int) -> list[int]:
-    """Of one tile of a streamed `[B, H, L, dim]`."""
+    """Return the shape of one tile of a streamed `[B, H, L, dim]`."""
     return [1, 1, config.block_m if name == "key_gradients" else config.block_n, padded(dim)]
 
 
@@ -41,7 +41,7 @@ def described(name: Kernel, config: TritonConfig, args: Sequence[Any]) -> list[A
 
 
 def qualifies(x: Tensor) -> bool:
-    """Whether the accelerator can address `[B, H, L, D]`: aligned, last axis contiguous, no axis expanded."""
+    """Tell whether the accelerator can address `[B, H, L, D]`: aligned, last axis contiguous, no axis expanded."""
     strides = [s * x.element_size() for n, s in zip(x.shape[:3], x.stride()[:3], strict=True) if n > 1]
     aligned = x.data_ptr() % ALIGNMENT == 0 and all(s % ALIGNMENT == 0 and 0 < s < 2**40 for s in strides)
     return aligned and x.stride(3) == 1

@@ -122,7 +122,7 @@ class Launches:
 
 
 def kernel_kind(name: Kernel, config: TritonConfig, launches: Launches) -> int:
-    """How a kernel computes σ, by fours where its tiles allow that."""
+    """Choose how a kernel computes σ, by fours where its tiles allow that."""
     from swat_flex.backends.triton import sigmoid
 
     kind = sigmoid_kind(launches.q.dtype, launches.problem.activation, launches.target)
@@ -132,7 +132,7 @@ def kernel_kind(name: Kernel, config: TritonConfig, launches: Launches) -> int:
 
 
 def sigmoid_kind(dtype: torch.dtype, activation: str, target: str) -> int:
-    """How a kernel computes σ of each score alone: one of sigmoid.py's kinds."""
+    """Choose how a kernel computes σ of each score alone: one of sigmoid.py's kinds."""
     from swat_flex.backends.triton import sigmoid
 
     if activation == "tanh-sigmoid":

@@ -68,7 +68,7 @@ def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None
 
 
 def offline_configuration(problem: Problem) -> DecodeConfig:
-    """What a decode step runs with on a GPU with `MULTIPROCESSORS`."""
+    """Return what a decode step runs with on a GPU with `MULTIPROCESSORS`."""
     config = decode_op.decode_configuration(problem)
     rows = problem.q_heads // problem.kv_heads * problem.q_len
     programs = problem.batch * problem.kv_heads * -(-rows // decode_op.row_tile(rows))

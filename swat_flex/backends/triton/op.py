@@ -31,7 +31,7 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def supports(problem: Problem) -> str | None:
-    """Why `triton` cannot run this problem, or None."""
+    """Say why `triton` cannot run this problem, or return None."""
     if not _INSTALLED:
         return "triton is not installed"
     if problem.activation == "softmax":
@@ -50,7 +50,7 @@ def supports(problem: Problem) -> str | None:
 
 
 def configuration(problem: Problem, target: str | None = None) -> dict[Kernel, TritonConfig]:
-    """What a call runs with where nothing was measured, kernel by kernel.
+    """Return what a call runs with where nothing was measured, kernel by kernel.
 
     Args:
         problem: which call.
@@ -64,7 +64,7 @@ def configuration(problem: Problem, target: str | None = None) -> dict[Kernel, T
 
 
 def tunables(problem: Problem) -> tuple[Tunable[TritonConfig], ...]:
-    """What a call of this problem looks up."""
+    """List what a call of this problem looks up."""
     return tuple(TUNABLES.values()) if problem.needs_grad else (TUNABLES["forward"],)
 
 
@@ -111,7 +111,7 @@ def _run(name: Kernel, launches: Launches, launch: Callable[[TritonConfig], Laun
 
 
 def _candidates(name: Kernel, launches: Launches) -> tuple[TritonConfig, ...]:
-    """What was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+    """List what was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
     tunable = TUNABLES[name]
     if (forced := tuned.forced(tunable)) is not None:
         return (forced,)

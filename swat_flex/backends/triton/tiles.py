@@ -139,7 +139,7 @@ def weigh(s, rows, columns, base, logit, WAY: tl.constexpr, WHOLE: tl.constexpr)
 
 @triton.jit
 def slope_in_range(logit, ROWS: tl.constexpr, WAY: tl.constexpr):
-    """Whether a row's part of y stays below ROW_LIMIT; where not, every tile of the head is taken as an edge."""
+    """Tell whether a row's part of y stays below ROW_LIMIT; where not, every tile of the head is taken as an edge."""
     BOTH_SIDES: tl.constexpr = WAY[1]
     KIND: tl.constexpr = WAY[3]
     if KIND != SHARED or BOTH_SIDES:

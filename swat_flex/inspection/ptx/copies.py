@@ -108,7 +108,7 @@ class Copies:
         self.barrier(lane, barrier).copies.append((pieces, values.reshape(-1, 16), lanes))
 
     def poll(self, lane: int, address: int, parity: int) -> bool | None:
-        """Whether the phase of that parity is over: its bytes land now if they can. None if only others can end it."""
+        """Tell whether the phase of that parity is over: its bytes land now if they can; None if only others end it."""
         found = self.barrier(lane, address)
         if found.phase == parity:
             if found.pending or sum(values.size for _, values, _ in found.copies) != found.bytes:

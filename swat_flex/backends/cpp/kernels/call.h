@@ -1,0 +1,60 @@
+// One call as Python hands it over, and how its tasks are shared among threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "rows.h"
+
+// GOMP_parallel of the OpenMP that torch itself runs on: f(data) on so many threads.
+using Region = void (*)(void (*f)(void*), void* data, unsigned threads, unsigned flags);
+
+struct Call {  // mirrored by library.py; strides and sizes in elements, lengths and window sides in tokens
+  Tensor q, k, v, out, grad, dq, dk, dv;
+  const float *slopes, *logit_bias;  // [q_heads] or null
+  const int32_t* ids;                // [batch or 1, kv_len] or null
+  float* per_head;                   // [2, q_heads] or null
+  char* workspace;
+  Region region;                     // null: threads of our own
+  int64_t ids_stride, batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_dim, left, right;
+  int64_t threads, block, tile;  // queries of a block, a multiple of VW; keys of a tile
+  float scale;
+  Type type;
+};
+
+// Floats of one task's scratch space, handed out one array after the other, each on a cache line of its own.
+struct Space {
+  float* next;
+  float* take(int64_t n) {
+    float* start = next;
+    next += (n + 15) / 16 * 16;
+    return start;
+  }
+};
+
+// f(task, thread) for every task, handed out one by one. A thread more or less changes who does a task, not the task.
+template <class F>
+static void share(const Call& c, int64_t tasks, F f) {
+  struct Shared {
+    F& f;
+    int64_t tasks;
+    std::atomic<int64_t> task{0}, thread{0};
+    static void run(void* data) {
+      Shared& s = *(Shared*)data;
+      const int64_t me = s.thread++;
+      for (int64_t t; (t = s.task++) < s.tasks;) s.f(t, me);
+    }
+  } shared{f, tasks};
+  const int64_t threads = std::min(c.threads, tasks);
+  if (threads <= 1) {
+    Shared::run(&shared);
+  } else if (c.region) {
+    c.region(Shared::run, &shared, (unsigned)threads, 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int64_t n = 1; n < threads; n++) others.emplace_back(Shared::run, &shared);
+    Shared::run(&shared);
+    for (std::thread& t : others) t.join();
+  }
+}
