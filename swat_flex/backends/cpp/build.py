@@ -45,11 +45,12 @@ class Built:
 
 
 def build(folder: Path | None = None, flags: tuple[str, ...] = FLAGS) -> Built:
-    """The library, from the cache or the compiler.
+    """Load the library, from the cache or the compiler.
 
     Args:
-        folder: where libraries are kept; the user's cache by default. Where it does not belong to the user, or others
-            may write to it, a private temporary folder of this process takes its place.
+        folder: where libraries are kept; the user's cache by default. Without platformdirs, which knows the cache, or
+            where the folder does not belong to the user or others may write to it, a private temporary folder of this
+            process takes its place, and each process builds anew.
         flags: of the compiler.
 
     Raises:
@@ -92,7 +93,7 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path, name: str) -> No
 
 
 def _compiler() -> str:
-    """The one torch.compile would use."""
+    """Find the compiler that torch.compile would use."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     for name in wanted:
         if found := shutil.which(name):
@@ -116,27 +117,34 @@ def _cpu() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
+def _cache_folder() -> Path | None:
+    """Return the folder in the user's cache; None without platformdirs, which a call must not need."""
+    try:
+        from platformdirs import user_cache_path
+    except ModuleNotFoundError:
+        return None
     return user_cache_path("swat_flex") / "kernels"
 
 
 @contextlib.contextmanager
-def _private(folder: Path) -> Iterator[Path]:
-    """The folder if it is the user's alone, else a temporary one, which the loaded library outlives."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known = folder.lstat()
-        safe = stat.S_ISDIR(known.st_mode) and known.st_uid == os.geteuid() and not known.st_mode & 0o022
-        safe = safe and os.access(folder, os.W_OK)
-    except OSError:
-        safe = False
-    if safe:
+def _private(folder: Path | None) -> Iterator[Path]:
+    """Give the folder if it is the user's alone, else a temporary one, which the loaded library outlives."""
+    if folder is not None and _is_private(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="swat_flex-") as temporary:
         yield Path(temporary)
+
+
+def _is_private(folder: Path) -> bool:
+    """Tell whether a folder, made where it is missing, belongs to the user and nobody else may write to it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        known = folder.lstat()
+    except OSError:
+        return False
+    own = stat.S_ISDIR(known.st_mode) and known.st_uid == os.geteuid() and not known.st_mode & 0o022
+    return own and os.access(folder, os.W_OK)
 
 
 def _is_whole(path: Path, name: str) -> bool:
@@ -153,7 +161,7 @@ def _is_whole(path: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    """Other processes that build the same library wait here; a lock dies with its process."""
+    """Make other processes that build the same library wait here; a lock dies with its process."""
     import fcntl
 
     with open(path, "w") as file:
