@@ -23,7 +23,8 @@ __all__ = ["draw", "needs_matplotlib", "save"]
 
 OURS, THEIRS, FAINT = "#0072B2", "#8c8c8c", "0.8"
 COLOURS = {
-    "swat banded": OURS,
+    "swat cpp": OURS,
+    "swat banded": "#56B4E9",
     "swat flex": "#009E73",
     "swat triton": "#CC79A7",
     "SDPA causal": "#595959",

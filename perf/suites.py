@@ -16,7 +16,7 @@ from perf.record import Race
 SUITES = ("cpu", "gpu", "decode", "scaling")
 # Who is scaled: FlexAttention compiles for every length, which takes a CPU longer than all of the measuring.
 SCALED = {
-    "cpu": ("swat banded", "SDPA causal", "local-attention"),
+    "cpu": ("swat cpp", "swat banded", "SDPA causal", "local-attention"),
     "cuda": ("swat flex", "swat triton", "SDPA causal", "FlexAttention softmax", "FlashAttention-2 window"),
 }
 

@@ -11,7 +11,7 @@ from perf.check import check
 from perf.measure import Setting, admit, run_race
 from perf.peers.ours import Naive, Swat
 from perf.peers.pytorch import SdpaBand, SdpaCausal
-from swat_flex import flex_swat
+from swat_flex import dispatch, flex_swat
 
 SETTING = Setting(CPU, rounds=2, sizes=(64, 2**16))
 
@@ -113,12 +113,15 @@ def test_an_error_outside_the_first_rows_is_seen():
 
 
 def test_ceilings_load_and_the_chosen_row_are_part_of_a_race():
-    found = race([Naive(), Swat("banded"), Swat("triton")])
-    assert found.chosen == "swat banded"
+    peers = [Naive(), Swat("cpp"), Swat("banded"), Swat("triton")]
+    found = race(peers)
+    chosen = dispatch.choose(peers[1].definition(TINY).problem(TINY, CPU)).backend  # banded where there is no compiler
+    assert found.chosen == f"swat {chosen}"
     assert {"matmul", "copy"} == set(found.ceilings)
     assert found.ceilings["matmul"].per_second == pytest.approx(2 * 64**3 / found.ceilings["matmul"].ms * 1e3)
-    assert [row.status for row in found.rows] == ["timed", "timed", "skipped"]
-    assert "GPU" in found.rows[2].reason
+    assert [found.row(name).status for name in ("naive", "swat banded", "swat triton")] == ["timed", "timed", "skipped"]
+    assert found.row(found.chosen).status == "timed"
+    assert "GPU" in found.row("swat triton").reason
     banded = found.row("swat banded")
     assert banded.configuration
     assert banded.source
