@@ -109,6 +109,20 @@ def test_offline_compilation_is_what_a_launch_compiles(case, compiled):
     assert [kernel.hash for kernel in compiled(both_directions(case))] == offline
 
 
+@pytest.mark.parametrize(("head_dim", "most"), [(64, 2), (40, 2)])
+def test_lengths_and_batches_make_two_programs_of_a_kernel(head_dim, most, monkeypatch):
+    """Lengths that 16 divides, and the others: the numbers of docs/tuning.md. None is compiled here."""
+    from swat_flex.backends.triton import offline
+
+    keys = []
+    monkeypatch.setattr(offline, "compile_launch", lambda *launch: keys.append(str(offline.specialised(*launch)[1:])))
+    for length in (*range(1025, 3000, 41), *range(1040, 3000, 160)):
+        for batch in (1, 3, 16):
+            made = Problem.of_self_attention(8, length, head_dim, torch.bfloat16, "cuda", 1024)
+            compile_kernel("forward", dataclasses.replace(made, batch=batch), "sm_90")
+    assert len(set(keys)) <= most
+
+
 def descriptors(kernel):
     """How many the kernel takes, after checking that the accelerator loads with them and only with them."""
     loads = [i for i in inspect_kernel(kernel).instructions if i.opcode.startswith("UTMALDG")]
