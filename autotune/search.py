@@ -189,6 +189,7 @@ class _Search(Generic[Config]):
             return
         # Half of the budget for the sample, the other half for steps from its best.
         self.chance.shuffle(others)
+        others.sort(key=lambda config: config not in self.space.first)
         best = self.halve(self.enlist([default, *others], limit=min(SAMPLE, max(1, trials // 2)), share=0.5))
         while best is not None and not self.spent():
             best = self.step_from(best)

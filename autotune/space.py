@@ -36,6 +36,7 @@ class Space(Generic[Config]):
         config_type: a frozen dataclass whose fields are exactly the keys of `choices`.
         choices: the values of each field, default first; JSON scalars without duplicates.
         is_valid: whether a combination is allowed.
+        first: configurations that a search which draws a sample tries right after the default.
 
     Raises:
         TypeError: `config_type` is no frozen dataclass, or a value is no JSON scalar.
@@ -45,6 +46,7 @@ class Space(Generic[Config]):
     config_type: type[Config]
     choices: Mapping[str, Sequence[Value]]
     is_valid: Callable[[Config], bool] = _anything
+    first: Sequence[Config] = ()
 
     def __post_init__(self) -> None:
         kind = self.config_type

@@ -85,6 +85,8 @@ def _default(problem: Problem) -> Choice:
     device = problem.device.type
     why = f"the backend made for {device}"
     if device == "cuda":
+        if problem.learns_bias and triton.supports(problem) is None:
+            return Choice("triton", "gradients of slopes repeat to the bit; flex adds one to memory for every score")
         reason = flex.supports(problem)
         if reason is None:
             return Choice("flex", "FlexAttention's fused kernels; the triton kernels have no GPU record yet")

@@ -42,7 +42,7 @@ class Operands:
         """Describe the call without its tensors."""
         q, k, traced = self.q, self.k, is_traced(self.q)
         batch, q_heads, q_len, head_dim = q.shape
-        differentiable = (q, k, self.v, self.slopes, self.logit_bias)
+        learns_bias = torch.is_grad_enabled() and _any_requires_grad(self.slopes, self.logit_bias)
         return Problem(
             batch=batch,
             q_heads=q_heads,
@@ -58,7 +58,12 @@ class Operands:
             has_slopes=self.slopes is not None,
             has_logit_bias=self.logit_bias is not None,
             has_documents=self.document_ids is not None,
-            needs_grad=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable),
+            needs_grad=learns_bias or (torch.is_grad_enabled() and _any_requires_grad(q, k, self.v)),
+            learns_bias=learns_bias,
             threads=0 if traced or q.device.type != "cpu" else torch.get_num_threads(),
             traced=traced,
         )
+
+
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any(x is not None and x.requires_grad for x in tensors)

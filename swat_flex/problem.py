@@ -27,6 +27,7 @@ class Problem:
 
     Attributes:
         needs_grad: whether a gradient of any input is wanted.
+        learns_bias: whether one of them is that of slopes or logit_bias.
         threads: torch's threads on a CPU, where a configuration depends on them; 0 elsewhere.
         traced: sizes may be symbols, so that nothing may be looked up by them or compared with them.
     """
@@ -46,6 +47,7 @@ class Problem:
     has_logit_bias: bool = False
     has_documents: bool = False
     needs_grad: bool = False
+    learns_bias: bool = False
     threads: int = 0
     traced: bool = False
 

@@ -42,7 +42,9 @@ class Tunable(Generic[Config]):
         default: what runs where nothing was measured.
         files: sources whose change makes old measurements worthless.
         schema: raised when the meaning of a field changes.
-        joint: one configuration serves forward and backward together, so that the bucket tells whether both run.
+        joint: one configuration serves forward and backward together, so that the bucket tells whether both run, and
+            whether slopes or logit_bias learn.
+        first: what is tried right after the default, also where there is time for a few alone.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Tunable(Generic[Config]):
     files: tuple[Path, ...]
     schema: int = 1
     joint: bool = False
+    first: Callable[[Problem], Sequence[Config]] = lambda problem: ()
 
     def space(self, problem: Problem) -> Space[Config]:
         """List its configurations for a problem, the default first."""
@@ -63,11 +66,12 @@ class Tunable(Generic[Config]):
             field.name: _default_first(getattr(default, field.name), choices[field.name])
             for field in fields(self.config_type)  # type: ignore[arg-type]  # a dataclass, which Hashable does not say
         }
-        return Space(self.config_type, ordered, self.is_valid)
+        return Space(self.config_type, ordered, self.is_valid, tuple(self.first(problem)))
 
     def bucket(self, problem: Problem) -> Bucket:
         """Return what problems that share a configuration have in common."""
-        return problem.bucket() | ({"backward": problem.needs_grad} if self.joint else {})
+        passes: Bucket = {"backward": problem.needs_grad, "learns_bias": problem.learns_bias} if self.joint else {}
+        return problem.bucket() | passes
 
     def key(self, problem: Problem) -> Key:
         """Return what a measurement of this problem on this machine is kept under."""
@@ -98,7 +102,7 @@ def find(tunable: Tunable[Config], problem: Problem) -> Found[Config] | None:
     if problem.traced:
         return None
     if problem.needs_grad and not tunable.joint:
-        problem = replace(problem, needs_grad=False)  # as its operator sees the call
+        problem = replace(problem, needs_grad=False, learns_bias=False)  # as its operator sees the call
     found: Found[Config] | None = _found.get((tunable.name, problem), _UNKNOWN)
     if found is _UNKNOWN:
         if len(_found) >= KEPT:

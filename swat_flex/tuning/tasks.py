@@ -110,10 +110,17 @@ def _call(backend: str, inputs: Inputs, grad: Tensor) -> Results:
     window: Any = (problem.window.left, problem.window.right)
     if not problem.needs_grad:
         return _forward(backend, inputs, grad)
-    leaves = [x.detach().requires_grad_() for x in inputs.qkv]
-    out = flex_swat(*leaves, window, backend=backend, **inputs.options)  # type: ignore[call-arg, arg-type]  # three leaves, a name
-    gradients = torch.autograd.grad(out, leaves, grad)
+    leaves, options = [x.detach().requires_grad_() for x in inputs.qkv], dict(inputs.options)
+    if problem.learns_bias:
+        options |= {name: _leaf(options[name]) for name in ("slopes", "logit_bias")}
+    out = flex_swat(*leaves, window, backend=backend, **options)  # type: ignore[call-arg, arg-type]  # three leaves, a name
+    learnt = [x for name in ("slopes", "logit_bias") if (x := options[name]) is not None and x.requires_grad]
+    gradients = torch.autograd.grad(out, [*leaves, *learnt], grad)[:3]
     return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+
+
+def _leaf(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().requires_grad_()
 
 
 def _forward(backend: str, inputs: Inputs, grad: Tensor) -> Results:

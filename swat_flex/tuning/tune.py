@@ -74,7 +74,7 @@ def tune(
     operands = validation.resolve(q, k, v, window, slopes, scale, logit_bias, document_ids, activation, backend)
     problem = operands.problem()
     if backward is not None:
-        problem = replace(problem, needs_grad=backward)
+        problem = replace(problem, needs_grad=backward, learns_bias=backward and problem.learns_bias)
     spec = Spec(problem, str(q.device), None if document_ids is None else document_ids.detach().cpu())
     planned = plan(jobs_of(spec, backend, seconds), seconds)
     return run_searches(planned, seconds - (time.monotonic() - started), lambda *_: None, lambda _: None)

@@ -1,5 +1,5 @@
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from autotune_fakes import Choice, FakeTask, Script, choices, local
@@ -175,6 +175,14 @@ def test_a_large_space_is_sampled_and_walked_to_the_best():
     assert task.compiled[0] == GRID.default
     assert len(task.compiled) == len(set(task.compiled)) < 200
     assert result.timings[GRID.default].rounds == FINAL_ROUNDS
+
+
+def test_what_is_promising_is_tried_right_after_the_default():
+    promising = (Tile(13, 5, 3), Tile(2, 2, 2))
+    task = Bowl()
+    search(replace(GRID, first=promising), LocalRunner(task), budget=Budget(trials=6))
+    assert task.compiled[0] == GRID.default
+    assert set(task.compiled[1:3]) == set(promising)
 
 
 def test_a_budget_in_trials():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +15,7 @@ from swat_flex import explain, flex_swat, modifiers, tracing
 from swat_flex.backends.flex import blocks as block_lists
 from swat_flex.backends.flex import programs
 from swat_flex.backends.flex.blocks import BLOCK, KEPT, Form, Grid, band, cached_band, padded_blocks
+from swat_flex.backends.flex.op import _padded
 from swat_flex.modifiers import band_mask, log_sigmoid_score, sigmoid_sum
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 from swat_flex.window import Window
@@ -53,6 +58,59 @@ def test_fifty_lengths_in_a_callers_compile_make_two_graphs(compilations):
         q, k, v = qkv(length)
         assert torch.equal(compiled(q, k, v), flex_swat(q, k, v, 50, backend="flex"))
     assert compilations() - inside <= 2 + 2  # the two programs once more, for other dispatch keys
+
+
+@pytest.mark.parametrize("documents", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_shorter_last_batch_compiles_nothing(documents, compilations):
+    """One program for all batches of more than one, and nothing of that on the caller's tensors."""
+    for batch in (4, 3, 7, 2):
+        q, k, v = torch.randn(3, batch, 2, 70, 8).unbind()
+        ids = torch.arange(70).expand(batch, -1) // torch.arange(20, 20 + batch)[:, None] if documents else None
+        out = flex_swat(q, k, v, 33, document_ids=ids, backend="flex")
+        exact, rough = (f(q, k, v, 33, document_ids=ids) for f in (exact_swat, rough_swat))
+        assert_within_budget(out, exact=exact, rough=rough)
+        assert not any(vars(x) for x in (q, k, v))
+    assert compilations() == 1
+
+
+@pytest.mark.slow
+def test_batches_of_a_callers_compile_share_the_program_within(compilations):
+    """torch dispatches differently there, and compiles a program once more, not once more for each batch."""
+    compiled = torch.compile(lambda q, k, v: flex_swat(q, k, v, 5, backend="flex"), fullgraph=True, dynamic=True)
+    made = []
+    for batch in (2, 4, 5):
+        compiled(*torch.randn(3, batch, 3, 30, 8).unbind())
+        made.append(compilations())
+    assert made[0] == made[-1], made
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_compilation_is_told_at_a_terminal(terminal, monkeypatch):
+    """Once, when it happens; nowhere else is anything written."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(programs, "attend", lambda inputs, *_: inputs.q)
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    programs._compiled.cache_clear()
+    for length in (60, 61):
+        flex_swat(*qkv(length), 7, backend="flex")
+    programs._compiled.cache_clear()
+    if not terminal:
+        assert screen.getvalue() == ""
+        return
+    assert re.fullmatch(
+        r"swat_flex: compiling FlexAttention for up to 128 tokens, 2 heads of 8, float32 … \d+\.\d s\n",
+        screen.getvalue(),
+    )
+
+
+def test_what_needs_no_padding_is_not_copied():
+    """F.pad with nothing to pad clones."""
+    x = torch.randn(1, 2, 2 * BLOCK, 64)
+    assert _padded(x, 2) is x
+    assert _padded(x, 3).shape == (1, 2, 3 * BLOCK, 64)
+    assert _padded(x[..., :8], 2).shape == (1, 2, 2 * BLOCK, 16)
 
 
 def test_modes_share_a_program_and_leave_nothing_behind(compilations):

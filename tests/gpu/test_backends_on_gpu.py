@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 from cases import Case
+from within import assert_within
 
 from swat_flex import flex_swat
-from swat_flex.testing.budget import ENOUGH, assert_within_budget, with_gradients
+from swat_flex.testing.budget import ENOUGH, with_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -44,9 +45,7 @@ def test_output_and_gradients_are_within_budget(case, backend, dtype):
     actual, exact, rough = on_gpu(case, backend), case.exact(), case.rough()
     for name in ("out", "dq", "dk", "dv"):
         if exact[name].numel() >= ENOUGH:
-            assert_within_budget(
-                actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
-            )
+            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window())
     for name in exact.keys() & {"dslopes", "dlogit_bias"}:
         terms = exact["out"].numel() ** 0.5
         assert (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), terms) < 1e-2, name

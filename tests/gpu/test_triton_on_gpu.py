@@ -6,9 +6,10 @@ import pytest
 import torch
 from cases import Case
 from torch.utils.checkpoint import checkpoint
+from within import assert_within
 
 from swat_flex import flex_swat
-from swat_flex.testing.budget import ENOUGH, assert_within_budget, exact_swat, rough_swat, with_gradients
+from swat_flex.testing.budget import ENOUGH, exact_swat, rough_swat, with_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -48,9 +49,7 @@ def test_descriptors_and_specialised_warps_are_right(case, fields, monkeypatch):
     assert all(torch.equal(actual[name], again[name]) for name in actual)
     for name in ("out", "dq", "dk", "dv"):
         if exact[name].numel() >= ENOUGH:
-            assert_within_budget(
-                actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
-            )
+            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window())
 
 
 @pytest.mark.parametrize("pair", [None, "queries", "keys"])
@@ -61,7 +60,7 @@ def test_every_way_of_pairing_is_right(window, group, pair, monkeypatch):
     exact, rough = case.exact(), case.rough()
     with_fields(monkeypatch, block_m=64, pair=pair)
     actual = on_gpu(case)
-    assert_within_budget(actual["out"], exact=exact["out"], rough=rough["out"], name="out", window=window)
+    assert_within(actual["out"], exact=exact["out"], rough=rough["out"], name="out", window=window)
 
 
 @pytest.mark.parametrize("slope", [-4.0, -1.6, -1.0, 1.0, 1.6, 4.0])
@@ -72,7 +71,7 @@ def test_slopes_of_any_steepness_are_right(dtype, slope):
     options = {"slopes": torch.full((2,), slope, device="cuda"), "scale": 1.0}
     out = flex_swat(q, k, v, 300, backend="triton", **options)
     exact, rough = exact_swat(q, k, v, 300, **options), rough_swat(q, k, v, 300, **options)
-    assert_within_budget(out, exact=exact, rough=rough, window=300)
+    assert_within(out, exact=exact, rough=rough, window=300)
 
 
 @pytest.mark.parametrize("descriptors", [False, True])

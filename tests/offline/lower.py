@@ -19,12 +19,13 @@ pretend_cuda.load_stubs(SCRATCH)
 import types  # noqa: E402  (the rest needs the pretend GPU)
 
 import sass  # noqa: E402
+import sympy  # noqa: E402
 import torch  # noqa: E402
 import torch._functorch.config  # noqa: E402
 import torch._inductor.config  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch._inductor.graph import GraphLowering  # noqa: E402
-from torch._inductor.ir import NoneAsConstantBuffer  # noqa: E402
+from torch._inductor.ir import NoneAsConstantBuffer, ShapeAsConstantBuffer  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from swat_flex.backends.flex import config as configs  # noqa: E402
@@ -34,6 +35,9 @@ from swat_flex.backends.flex.config import FlexConfig  # noqa: E402
 from swat_flex.window import Window  # noqa: E402
 
 torch._inductor.config.force_disable_caches = True
+
+
+BATCHED = {"q", "k", "v", "document_ids", *(f"blocks.{name}" for name in BlockLists._fields)}
 
 
 class Recorder:
@@ -49,24 +53,33 @@ class Recorder:
         self.alive.append(x)
         return x
 
+    def called(self, x: torch.Tensor | int) -> str:
+        """The name of what a module takes or returns; of numbers there is one, a free batch."""
+        return "batch" if isinstance(x, int) else self.names.get(id(x), "?")
+
     def compile_to_module(self, graph: GraphLowering) -> types.SimpleNamespace:
         module: dict[str, object] = {"source": graph.codegen()[0].value}
         self.modules.append(module)
         inputs = list(graph.graph_inputs)
 
-        def call(args: list[torch.Tensor]) -> list[torch.Tensor | None]:
-            module["inputs"] = [self.names.get(id(x), "?") for x in args]
+        def number(symbols: object) -> int:
+            return int(sympy.sympify(symbols).subs(graph.sizevars.shape_env.backed_var_to_val))
+
+        def call(args: list[torch.Tensor | int]) -> list[torch.Tensor | int | None]:
+            module["inputs"] = [self.called(x) for x in args]
             results = []
             for i, node in enumerate(graph.graph_outputs):
                 if isinstance(node, NoneAsConstantBuffer):
                     results.append(None)
+                elif isinstance(node, ShapeAsConstantBuffer):
+                    results.append(number(node.expr))
                 elif node.get_name() in inputs:
                     results.append(args[inputs.index(node.get_name())])
                 else:
-                    size, stride = ([int(n) for n in which()] for which in (node.get_size, node.get_stride))
+                    size, stride = ([number(n) for n in which()] for which in (node.get_size, node.get_stride))
                     made = torch.empty_strided(size, stride, dtype=node.get_dtype(), device="cuda")
                     results.append(self.name(made, f"{len(self.modules) - 1}.{i}"))
-            module["outputs"] = [None if x is None else self.names.get(id(x), "?") for x in results]
+            module["outputs"] = [None if x is None else self.called(x) for x in results]
             return results
 
         return types.SimpleNamespace(call=call, __file__="/dev/null", key="key", runner=None)
@@ -131,6 +144,8 @@ def lower(case: dict) -> dict[str, object]:
             if x is not None:
                 made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
                 fake[name] = recorder.name(made.requires_grad_(name in differentiable), name)
+                if x.shape[:1] == (case["batch"],) and case["batch"] > 1 and name in BATCHED:
+                    torch._dynamo.mark_dynamic(made, 0)  # as the backend does
         tensors = [fake.get(name) for name in ("q", "k", "v", "slopes", "logit_bias", "document_ids")]
         bounds = Bounds(*(fake[f"bounds.{n}"] for n in Bounds._fields))
         blocks = BlockLists(*(fake.get(f"blocks.{n}") for n in BlockLists._fields))
@@ -148,7 +163,8 @@ def lower(case: dict) -> dict[str, object]:
             if "tem_fused" in name:
                 kernels[name] = sass.measure(name, source, CAPABILITY)
     names = {"out": recorder.names.get(id(out), "?"), "gradients": found}
-    return {"modules": recorder.modules, "kernels": kernels, "inputs": real, **names}
+    run = arguments(case | {"batch": case.get("run_batch", case["batch"])})
+    return {"modules": recorder.modules, "kernels": kernels, "inputs": run, **names}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ CASES = {
         "sigmoid": RUN | {"head_dim": 20, "value_dim": 32, "logit_bias": True},
         "softmax": RUN | {"head_dim": 32, "value_dim": 16, "window": [40, 20], "softmax": True, "seed": 1},
         "documents": RUN | {"head_dim": 16, "value_dim": 16, "documents": True, "seed": 2},
+        "batches": RUN | {"head_dim": 16, "value_dim": 16, "documents": True, "batch": 2, "run_batch": 3, "seed": 4},
+        "d64_batches": COUNTED | {"head_dim": 64, "value_dim": 64, "dtype": "bfloat16", "batch": 4},
         "contiguous": RUN | TUNED | {"config": {"contiguous": True, "mask_block": 64}},
         "rows_safe": RUN | TUNED | {"config": {"rows_safe": True}, "window": [None, 0], "length": 256, "softmax": True},
         "prescale": RUN | TUNED | {"config": {"prescale": True}, "slopes": False, "softmax": True, "window": 70},
@@ -59,6 +61,8 @@ def each(cases):
 RECORDED = {
     (90, "d64", "forward"): (1553, 0),
     (90, "d64", "backward"): (680, 0),
+    (90, "d64_batches", "forward"): (1553, 0),
+    (90, "d64_batches", "backward"): (680, 0),
     (90, "d128", "forward"): (891, 0),
     (90, "d128", "backward"): (745, 0),
     (80, "d64", "forward"): (1693, 16),
@@ -154,12 +158,15 @@ def test_tensor_memory_accelerators_load_where_a_configuration_asks_for_them(low
     assert kernel(lowered, 90, "tma", which)["shared"] <= 227 * 1024
 
 
-INTERPRETED = ("sigmoid", "softmax", "documents", "contiguous", "rows_safe", "prescale")
+INTERPRETED = ("sigmoid", "softmax", "documents", "batches", "contiguous", "rows_safe", "prescale")
 
 
 @pytest.mark.parametrize(("capability", "name"), each([(90, name) for name in INTERPRETED]))
 def test_generated_kernels_compute_the_definition(lowered, capability, name):
-    """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile."""
+    """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile.
+
+    `batches` was compiled for two sequences and is executed with three.
+    """
     path = lowered[capability, name]
     run("interpret.py", str(path))
     found = torch.load(path.with_suffix(".out.pt"), weights_only=False)

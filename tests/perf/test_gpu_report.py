@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from perf_fakes import TINY, race, record, row
 
 from perf import gpu_report, gpu_steps
 from perf.cases import GPU_REPORT, PASSES
 from perf.gpu_report import Step, assemble, plan, read_lines, run, write_record
+from perf.measure import Setting, _ceilings
 from perf.record import load
 
 ABOUT = {
@@ -98,6 +101,52 @@ def test_the_plan_is_in_order_and_every_test_is_in_one_step():
     assert (search.least, search.words.count("--shape"), search.words.count("--backend")) == (300.0, 1, 1)
 
 
+CONTENDERS = {
+    "forward": {"swat triton", "swat triton, descriptors"},
+    "both": {"swat triton", "swat triton, backward, 4 warps", "swat triton, backward, 64×64, 4 warps"},
+}
+OTHERS = {"swat flex", "FlexAttention softmax", "FlashAttention-2 window", "cuDNN window", "SDPA causal"}
+
+
+def test_every_shape_and_every_contender_is_in_the_plan():
+    """And `banded`, tens of thousands of launches, in none of its graphs."""
+    names = [step.name for step in plan()]
+    layers = [f"race, {shape}, {passes}" for shape in ("SWAT 340M", "Mistral-7B", "gpt-oss") for passes in PASSES]
+    assert [name for name in names if name.startswith("race")] == [
+        *layers, "race, decode batch 1, forward", "race, decode batch 64, forward"
+    ]  # fmt: skip
+    assert [n for n in names if n.startswith("first")] == [f"first calls, {b}" for b in ("triton", "flex", "decode")]
+    gpu = torch.device("cuda")
+    for case, passes in itertools.product(GPU_REPORT[:3], PASSES):
+        racing = {peer.name for peer in gpu_steps.GPU_ATTENTION if peer.supports(case, gpu, passes) is None}
+        assert racing >= CONTENDERS[passes] | OTHERS, (case.name, passes)
+    decoding = {peer.name for case in GPU_REPORT[3:] for peer in gpu_steps.GPU_DECODING}
+    assert decoding >= {"swat_decode", "SDPA ring"}
+    everybody = {peer.name for peer in (*gpu_steps.GPU_ATTENTION, *gpu_steps.GPU_DECODING)}
+    assert not any("banded" in name or "naive" in name for name in everybody)
+    assert set(_ceilings(TINY, Setting(torch.device("cpu"), 2, sizes=(8, 64)))) == {"matmul", "copy"}
+
+
+def test_tests_of_a_gpu_lie_where_the_report_looks_and_the_sanitizer_is_apart():
+    for file in sorted((gpu_report.ROOT / "tests").rglob("test_*.py")):
+        text, name = file.read_text(encoding="utf-8"), file.relative_to(gpu_report.ROOT).as_posix()
+        marks = set(re.findall(r"pytest\.mark\.(gpu|sanitizer)\b", text))
+        assert len(marks) < 2, name
+        assert not marks or name.startswith(gpu_report.GPU_TESTS), name
+
+
+def test_a_new_stream_waits_for_the_current_one():
+    """What it computes with may still be being computed there."""
+    made = 0
+    for file in (*gpu_report.ROOT.glob("[tap]*/**/*.py"), *gpu_report.ROOT.glob("swat_flex/**/*.py")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for line, after in itertools.pairwise(lines):
+            if re.search(r"cuda\.Stream\(\)", line):
+                made += 1
+                assert ".wait_stream(" in after, (file, line)
+    assert made >= 4
+
+
 def test_a_record_needs_its_device():
     with pytest.raises(ValueError, match="versions and device"):
         assemble([{"step": "race", "n": 1}])
@@ -156,6 +205,6 @@ def test_without_a_gpu_a_step_says_so(monkeypatch):
 
 @pytest.mark.slow  # every step in a process of its own, pytest and tuning among them
 def test_a_dry_run_of_everything(tmp_path):
-    rows = run(plan(dry=True), tmp_path, 900)
+    rows = run(plan(dry=True), tmp_path, 3600)  # a limit; it takes minutes
     assert {r["step"]: r["ended"] for r in rows if "ended" in r and r["ended"] != "complete"} == {}
     assert len(load(write_record(tmp_path)).races) == sum(len(case.passes) for case in GPU_REPORT)

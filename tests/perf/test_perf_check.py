@@ -8,7 +8,7 @@ from perf_fakes import CPU, TINY, Broken, WindowTooWide, WrongGradient
 
 from perf.cases import PASSES, layer
 from perf.check import check
-from perf.measure import Setting, admit, run_race
+from perf.measure import Setting, _ceilings, admit, run_race
 from perf.peers.ours import Naive, Swat
 from perf.peers.pytorch import SdpaBand, SdpaCausal
 from swat_flex import dispatch, flex_swat
@@ -127,6 +127,13 @@ def test_ceilings_load_and_the_chosen_row_are_part_of_a_race():
     assert banded.configuration
     assert banded.source
     assert banded.flops == 4 * 4 * 16 * 4 * (150 * 48 - 48 * 47 // 2)  # 4 heads of 64: 2·P·(D + Dv) each
+
+
+def test_ceilings_draw_from_a_generator_of_their_own():
+    """The device's may be the one that a failed capture spoiled."""
+    before = torch.get_rng_state()
+    _ceilings(TINY, Setting(CPU, 2, sizes=(64, 2**16)))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_memory_is_counted_beyond_the_inputs():

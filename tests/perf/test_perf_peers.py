@@ -7,9 +7,16 @@ import torch
 from perf_fakes import CPU, TINY
 
 from perf.cases import layer, step
-from perf.peers import ATTENTION, DECODING
+from perf.peers import ATTENTION, DECODING, pytorch
 from perf.peers.packages import cudnn_left_bound, fla_window, local_bucket
-from perf.peers.pytorch import FlashAttention2, FlashAttention2Alibi, band_mask, flash_slopes, flash_window
+from perf.peers.pytorch import (
+    FlashAttention2,
+    FlashAttention2Alibi,
+    FlexSoftmax,
+    band_mask,
+    flash_slopes,
+    flash_window,
+)
 from swat_flex import balanced_alibi_slopes
 from swat_flex.window import Window
 
@@ -117,6 +124,18 @@ def test_torch_s_flash_attention_takes_what_its_adapter_hands_it(peer):
     assert out.shape == q.shape
     if peer.supports(case, CPU, "both") is None:
         assert [g.shape for g in torch.autograd.grad(out, (q, k, v), out)] == [q.shape, k.shape, v.shape]
+
+
+def test_flex_attentions_softmax_makes_its_block_mask_once(monkeypatch):
+    """Before it is timed, as ours are: `flex` takes its block lists from a cache."""
+    from torch.nn.attention import flex_attention
+
+    made, make = [], flex_attention.create_block_mask
+    monkeypatch.setattr(flex_attention, "create_block_mask", lambda *a, **o: made.append(make(*a, **o)) or made[-1])
+    monkeypatch.setattr(pytorch, "_own_flex_attention", lambda: lambda q, k, v, block_mask, **_: block_mask)
+    run = FlexSoftmax().prepare(TINY, *TINY.tensors(CPU))
+    assert run() is run() is made[0]
+    assert len(made) == 1
 
 
 def test_a_peer_that_is_not_installed_says_so():

@@ -13,7 +13,14 @@ import pytest
 import torch
 from sampling import sampled
 
-from swat_flex.backends.triton.config import VALUES, TritonConfig, configurations, runs_on, shares_reciprocals
+from swat_flex.backends.triton.config import (
+    VALUES,
+    TritonConfig,
+    configurations,
+    promising,
+    runs_on,
+    shares_reciprocals,
+)
 from swat_flex.problem import Problem
 from swat_flex.window import Window
 
@@ -237,6 +244,28 @@ def check_overlap(loop):
         covered += running and opcode.startswith("MUFU")
     assert covered >= 0.6 * special_functions(loop)
     assert waits <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["query_gradient", "key_gradients"])
+def test_what_a_search_tries_first_gives_a_multiprocessor_two_blocks(name):
+    """At about the instructions per score of the default, which gives it one, and twice the bytes per score."""
+    default, offered = Kernel(name), [Kernel(name, config=config) for config in promising(name, 64, 2)]
+    assert offered
+
+    def per_score(kernel):
+        found, tiles = inspect_kernel(kernel.compiled()), kernel.tiles()
+        loop = interior(found)
+        assert not spilled(loop)
+        return len(loop.instructions) / (tiles.block_m * tiles.block_n / (32 * tiles.warps)), found.occupancy.blocks
+
+    count, blocks = per_score(default)
+    assert blocks == 1
+    for kernel in offered:
+        other, twice = per_score(kernel)
+        print(f"{kernel}: {other:.1f} instructions per score, {twice} blocks; the default {count:.1f}")
+        assert twice == 2
+        assert other <= 1.02 * count
 
 
 @pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=pytest.mark.slow)])

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from swat_flex.backends.triton import config as configs
-from swat_flex.backends.triton import op
+from swat_flex.backends.triton import offline, op
 from swat_flex.backends.triton.config import TritonConfig, configurations
 from swat_flex.backends.triton.offline import KERNELS, compile_kernel
 from swat_flex.inspection import inspect_kernel
@@ -93,20 +93,52 @@ def test_the_arguments_of_a_call_compile(case, compiled):
     assert not any(inspect_kernel(kernel).has_float64 for kernel in (forward, query_gradient, key_gradients))
 
 
-@pytest.mark.parametrize("case", sampled([
+@pytest.mark.parametrize("fields", [{}, {"descriptors": True, "stages": 1}], ids=str)
+@pytest.mark.parametrize("case", [
     Case(144, 64, 1, 16, dtype="float16", kv_heads=16, documents="padded", biased=True),
     Case(129, 64, 3, 64, dtype="bfloat16", kv_heads=1, documents="padded"),
     Case(33, 5, 1, 40, 16, dtype="float32", kv_heads=1, biased=True),
-], 3))  # fmt: skip
-def test_offline_compilation_is_what_a_launch_compiles(case, compiled):
-    """The numbers' divisibility included; else a tuner would compile each of its candidates twice."""
+], ids=str)  # fmt: skip
+def test_offline_compilation_is_what_a_launch_compiles(case, fields, compiled, monkeypatch):
+    """The numbers' divisibility included; else a tuner would compile its candidates twice. Nothing is compiled here."""
+    asked = []
+
+    def ask(kernel, options, *source):
+        asked.append((triton.compiler.ASTSource(kernel, *source).hash(), options))
+
+    monkeypatch.setattr(triton.JITFunction, "_do_compile",
+                        lambda self, key, signature, device, constants, options, attributes, warmup:
+                        ask(self, options, signature, constants, attributes))  # fmt: skip
+    monkeypatch.setattr(
+        offline, "compile_launch", lambda launch, target: ask(launch.kernel, *offline.specialised(launch, target))
+    )
+    default = op.configurations
+    for room in (op, offline):
+        monkeypatch.setattr(
+            room, "configurations", lambda *a: tuple(dataclasses.replace(c, **fields) for c in default(*a))
+        )
+    compiled(both_directions(case))
     made = Problem.of_self_attention(
         case.group * case.kv_heads, case.length, case.head_dim, DTYPES[case.dtype], "cuda", case.window
     )
     changes = {"kv_heads": case.kv_heads, "value_dim": case.value_dim or case.head_dim, "has_logit_bias": case.biased}
     problem = dataclasses.replace(made, has_documents=case.documents != "none", **changes)
-    offline = [compile_kernel(name, problem, "sm_90", per_head=case.biased).hash for name in KERNELS]
-    assert [kernel.hash for kernel in compiled(both_directions(case))] == offline
+    for name in KERNELS:
+        compile_kernel(name, problem, "sm_90", per_head=case.biased)
+    assert len(asked) == 6
+    assert asked[:3] == asked[3:]
+
+
+@pytest.mark.parametrize(("head_dim", "most"), [(64, 2), (40, 2)])
+def test_lengths_and_batches_make_two_programs_of_a_kernel(head_dim, most, monkeypatch):
+    """Lengths that 16 divides, and the others: the numbers of docs/tuning.md. None is compiled here."""
+    keys = []
+    monkeypatch.setattr(offline, "compile_launch", lambda *launch: keys.append(str(offline.specialised(*launch)[1:])))
+    for length in (*range(1025, 3000, 41), *range(1040, 3000, 160)):
+        for batch in (1, 3, 16):
+            made = Problem.of_self_attention(8, length, head_dim, torch.bfloat16, "cuda", 1024)
+            compile_kernel("forward", dataclasses.replace(made, batch=batch), "sm_90")
+    assert len(set(keys)) <= most
 
 
 def descriptors(kernel):

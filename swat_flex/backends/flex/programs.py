@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -67,10 +70,33 @@ def attend(inputs: Inputs, bounds: Bounds, blocks: BlockLists, settings: Setting
 
 
 def run_compiled(inputs: Inputs, bounds: Bounds, blocks: BlockLists, settings: Settings) -> Tensor:
-    """Run `attend` as a compiled program, compiling it for inputs of a kind not met before (5 to 20 s)."""
+    """Run `attend` as a compiled program, compiling it for inputs of a kind not met before (5 to 20 s).
+
+    A program serves every batch of more than one: a training set's last, smaller batch compiles nothing.
+    """
     inputs = Inputs(*(x if x is None else _canonical(x) for x in inputs))  # type: ignore[arg-type]  # a generator of six
-    kinds = (x if x is None else _kind(x) for x in (*inputs, *blocks))
-    return compiled(*kinds, *settings)(inputs, bounds, blocks, settings)
+    q, k, v, slopes, logit_bias, document_ids = inputs
+    vectors = (x if x is None else _kind(x) for x in (slopes, logit_bias))
+    batched = (x if x is None else _kind_of_any_batch(x) for x in (q, k, v, document_ids, *blocks))
+    return compiled(*vectors, *batched, *settings)(inputs, bounds, blocks, settings)
+
+
+def with_free_batch(inputs: Inputs, blocks: BlockLists) -> tuple[Inputs, BlockLists]:
+    """Return both with batches of more than one marked as free."""
+    ids = inputs.document_ids
+    q, k, v, ids = _free(inputs.q), _free(inputs.k), _free(inputs.v), None if ids is None else _free(ids)
+    lists = BlockLists(*(x if x is None else _free(x) for x in blocks))  # type: ignore[arg-type]  # as they were
+    return inputs._replace(q=q, k=k, v=v, document_ids=ids), lists
+
+
+def _free(x: Tensor) -> Tensor:
+    """Return a view whose first axis is marked as free: a mark on the tensor itself would reach the caller's own
+    compilations. torch has no public name for it, and no other way to say it of one axis."""
+    if x.shape[0] == 1:
+        return x
+    view = x.view_as(x)
+    torch._dynamo.mark_dynamic(view, 0)
+    return view
 
 
 def _canonical(x: Tensor) -> Tensor:
@@ -88,7 +114,13 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
 
 def _kind(x: Tensor) -> tuple[object, ...]:
     """Return what torch.compile binds a program to, of one input."""
-    return type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
+    return x.shape, *_kind_of_any_batch(x)
+
+
+def _kind_of_any_batch(x: Tensor) -> tuple[object, ...]:
+    """Return the same for all sizes of the first axis but 1, which torch.compile takes for broadcast."""
+    shape = x.shape[0] == 1, *x.shape[1:]
+    return type(x), shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_inference()
 
 
 def compiled(*key: object) -> Callable[..., Tensor]:
@@ -111,4 +143,33 @@ def compiled(*key: object) -> Callable[..., Tensor]:
 @functools.lru_cache(maxsize=PROGRAMS)
 def _compiled(key: tuple[object, ...], state: tuple[object, ...]) -> Callable[..., Tensor]:
     own = types.FunctionType(attend.__code__.replace(), attend.__globals__, "attend", attend.__defaults__)
-    return torch.compile(own, fullgraph=True, dynamic=False)
+    program: Callable[..., Tensor] = torch.compile(own, fullgraph=True, dynamic=False)
+    met = False
+
+    def run(inputs: Inputs, bounds: Bounds, blocks: BlockLists, settings: Settings) -> Tensor:
+        nonlocal met
+        if met and inputs.q.device.type != "cpu":  # on a CPU a caller's graph may still have it compiled once more
+            return program(inputs, bounds, blocks, settings)
+        marked = with_free_batch(inputs, blocks)
+        with contextlib.nullcontext() if met else _told(inputs.q):
+            out = program(marked[0], bounds, marked[1], settings)
+        met = True
+        return out
+
+    return run
+
+
+@contextlib.contextmanager
+def _told(q: Tensor) -> Iterator[None]:
+    """Say on a terminal what a first call waits for; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    _, heads, length, width = q.shape
+    what = f"up to {length:,} tokens, {heads} heads of {width}, {str(q.dtype).removeprefix('torch.')}"
+    print(f"swat_flex: compiling FlexAttention for {what} …", end="", file=sys.stderr, flush=True)
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        print(f" {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)

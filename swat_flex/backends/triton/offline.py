@@ -76,19 +76,31 @@ def offline_configuration(problem: Problem) -> DecodeConfig:
 
 
 def compile_launch(launch: Launch, target: str) -> Any:
-    """Compile what a launch would run, specialised on its arguments exactly as `JITFunction.run` does it."""
+    """Compile what a launch would run."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
+    from triton.compiler import ASTSource
+
+    options, *source = specialised(launch, target)
+    return triton.compile(ASTSource(launch.kernel, *source), target=_gpu(target), options=options.__dict__)
+
+
+def specialised(launch: Launch, target: str) -> tuple[Any, ...]:
+    """Return (options, signature, constants, attributes): all that a compilation depends on, as `JITFunction.run` makes
+    it of a launch's arguments."""
+    from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    amd = target.startswith("gfx")
-    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    kernel, backend, options = launch.kernel, make_backend(gpu), launch.options | {"debug": False}
+    kernel, backend, options = launch.kernel, make_backend(_gpu(target)), launch.options | {"debug": False}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, rest = binder(*launch.args, **options)
-    parsed, *source = kernel._pack_args(backend, options, bound, specialisation, rest)
-    return triton.compile(ASTSource(kernel, *source), target=gpu, options=parsed.__dict__)
+    return tuple(kernel._pack_args(backend, options, bound, specialisation, rest))
+
+
+def _gpu(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    amd = target.startswith("gfx")
+    return GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
 
 
 def _inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:

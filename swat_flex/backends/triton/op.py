@@ -19,7 +19,7 @@ from torch import Tensor
 
 from swat_flex import tuned
 from swat_flex.backends.operator import Gradients, define, empty_output
-from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations
+from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations, promising
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.launch import Launch, Launches, target_of
 from swat_flex.operands import Operands
@@ -75,6 +75,9 @@ def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
     def default(problem: Problem) -> TritonConfig:
         return configuration(problem)[kernel]
 
+    def first(problem: Problem) -> tuple[TritonConfig, ...]:
+        return promising(kernel, max(padded(problem.head_dim), padded(problem.value_dim)), problem.dtype.itemsize)
+
     folder = Path(__file__).parent
     return Tunable(
         name=f"triton.{kernel}",
@@ -82,6 +85,7 @@ def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
         choices=lambda problem: VALUES if kernel == "forward" else VALUES | {"pair": (None,)},
         is_valid=TritonConfig.is_valid,
         default=default,
+        first=first,
         files=tuple(folder / file for file in (*SHARED_FILES, *files)),
     )
 

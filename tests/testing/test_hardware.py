@@ -1,0 +1,42 @@
+"""Twice the budget is enough for a GPU's special functions in float32, and for no fault."""
+
+import pytest
+import torch
+from cases import Case
+
+from swat_flex import naive_swat, reference
+from swat_flex.testing.budget import measure
+from swat_flex.testing.hardware import allowed_use
+
+CASES = [Case(300, 64, head_dim=64), Case(700, None, head_dim=64), Case(1500, None, head_dim=16, kv_heads=1)]
+ULPS = 2  # by which ex2.approx, lg2.approx and rcp.approx may be off
+
+
+def by_special_functions(x, seen, activation):
+    """σ(x) by an exponential and a reciprocal, each off by up to two units in the last place, either way."""
+    first, second = 1 + ULPS * torch.finfo(torch.float32).eps * (2 * torch.rand(2, *x.shape, dtype=torch.float64) - 1)
+    e = (torch.exp(-x.double()) * first).float()
+    return torch.where(seen, (second / (1 + e).double()).float(), 0)
+
+
+def in_tf32(x):
+    """Rounded to the ten bits after the point that a tensor core keeps."""
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_special_functions_stay_within_what_a_gpu_is_allowed_and_tf32_does_not(case, monkeypatch):
+    q, k, v = case.tensors()
+    window, options = case.resolved_window(), case.options()
+    exact, rough = case.exact()["out"], case.rough()["out"]
+    tf32 = measure(naive_swat(in_tf32(q), in_tf32(k), v, window, **options), exact, rough)
+    monkeypatch.setattr(reference, "weights", by_special_functions)
+    hardware = measure(naive_swat(q, k, v, window, **options), exact, rough)
+    print(f"special functions use {hardware.use:.2f} of the budget, TF32 {tf32.use:.0f}")
+    assert hardware.use <= allowed_use(torch.float32, "cuda") < tf32.use / 50
+
+
+def test_only_float32_on_a_gpu_may_use_more_than_its_budget():
+    assert allowed_use(torch.float32, "cuda:1") == 2
+    assert {allowed_use(dtype, "cuda") for dtype in (torch.bfloat16, torch.float16)} == {1}
+    assert allowed_use(torch.float32, torch.device("cpu")) == 1
