@@ -37,7 +37,7 @@ def token_by_token(q, k, v, window, queries=1, step=1, **options):
 @pytest.mark.parametrize(("queries", "step"), [(1, 1), (4, 1), (4, 3), (4, 4)])
 @pytest.mark.parametrize(("window", "group"), [(1, 2), (2, 1), (8, 3), (33, 2)])
 def test_token_by_token_is_the_full_forward(window, group, queries, step, dtype, backend):
-    q, k, v = inputs(3 * window + 2, group, dtype, batch=4, value_dim=40)
+    q, k, v = inputs(3 * window + 2, group, dtype, batch=32, value_dim=40)
     options = some_options(q)
     actual = token_by_token(q, k, v, window, queries, step, backend=backend, **options)
     exact, rough = exact_swat(q, k, v, window, **options), rough_swat(q, k, v, window, **options)
