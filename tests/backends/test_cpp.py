@@ -152,6 +152,33 @@ def test_an_unseen_key_changes_no_bit(value, window):
         assert not torch.equal(out[:, :, ~unseen], clean[:, :, ~unseen])
 
 
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("value", POISON)
+@pytest.mark.parametrize("window", [1, 5, 64, 100, (3, 2), (None, 4)], ids=str)
+def test_gradients_of_others_do_not_change_for_an_unseen_key(value, window, name):
+    """No bit of any other key's; and no bit of the rows of queries, but where a NaN or infinite key shares a tile."""
+    inputs = dict(zip("qkv", torch.randn(3, 1, 2, 150, 16).unbind(), strict=True))
+    grad, i = torch.randn(1, 2, 150, 16), torch.arange(150)
+    left, right = window if isinstance(window, tuple) else (window - 1, 0)
+
+    def gradients(**changed):
+        leaves = [x.clone().requires_grad_() for x in (inputs | changed).values()]
+        return torch.autograd.grad(flex_swat(*leaves, window, backend="cpp"), leaves, grad)
+
+    clean = gradients()
+    for j in (0, 64, 149):
+        poisoned = inputs[name].clone()
+        poisoned[:, :, j] = value
+        found = gradients(**{name: poisoned})
+        unseen = (i - j > (150 if left is None else left)) | (j - i > right)
+        far = unseen
+        if name == "k" and not math.isfinite(value):  # a group of up to 8 queries shares the products of its keys
+            far = ~torch.nn.functional.max_pool1d((~unseen).float()[None], 15, 1, 7)[0].bool()
+        assert torch.equal(found[0][:, :, far], clean[0][:, :, far])
+        for x, before in zip(found[1:], clean[1:], strict=True):
+            assert torch.equal(x[:, :, i != j], before[:, :, i != j])
+
+
 def test_other_documents_and_padding_change_no_bit():
     q, k, v = torch.randn(3, 2, 2, 150, 16).unbind()
     ids = torch.zeros(2, 150, dtype=torch.int64)
