@@ -22,7 +22,7 @@ WAYS = {
 MODELS = {
     "swat": swat_model,
     "swat of two windows": lambda: swat_model(windows=[3, None], assumed_length=9),
-    "swat of window 1": lambda: swat_model(sliding_window=1),
+    "swat of window 1": lambda: swat_model(sliding_window=1, logit_bias=-1.0),
     "swat with softmax": lambda: swat_model(activation="softmax"),
     "Mistral": lambda: other_model("Mistral"),
     "Mistral of window 1": lambda: other_model("Mistral", sliding_window=1),
