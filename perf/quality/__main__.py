@@ -71,8 +71,10 @@ def main(
 def _sized(size: str, window: int | None, steps: int | None, rates: str | None) -> Size:
     if size not in SIZES:
         raise typer.BadParameter(f"expected one of {', '.join(SIZES)}, got {size!r}", param_hint="--size")
-    given = {"window": window, "steps": steps, "rates": None if rates is None else _rates(rates)}
-    return replace(SIZES[size], **{name: value for name, value in given.items() if value is not None})
+    known = SIZES[size]
+    return replace(
+        known, window=window or known.window, steps=steps or known.steps, rates=_rates(rates) if rates else known.rates
+    )
 
 
 def _rates(text: str) -> tuple[float, ...]:

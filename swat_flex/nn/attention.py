@@ -182,8 +182,9 @@ class SwatAttention(nn.Module):
 def _fill(parameter: Tensor, values: Tensor | float) -> None:
     """Write values into a parameter that may be sharded over ranks."""
     if isinstance(values, Tensor) and hasattr(parameter, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor  # a second of import
+        from torch.distributed.tensor import DTensor, distribute_tensor  # a second of import
 
+        assert isinstance(parameter, DTensor)
         values = distribute_tensor(
             values.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
