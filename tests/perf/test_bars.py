@@ -1,16 +1,18 @@
 """What the CPU's kernels are held to: measured once on tiny cases, read off a record, printed."""
 
 import io
-from dataclasses import replace
 
 import pytest
 import torch
-from perf_fakes import CPU, race, record, row
+from perf_fakes import race, record, row
 from rich.console import Console
+from typer.testing import CliRunner
 
-from perf import bars, cases, readme, report
+from perf import __main__ as cli
+from perf import bars, cases, load, readme, report
 from perf.cases import PASSES, pretend
 from perf.measure import Setting
+from perf.record import load as read
 from swat_flex.backends.cpp import library
 from swat_flex.training import SIZES, read_corpus
 
@@ -63,13 +65,19 @@ def test_all_of_it_is_measured_in_one_run(monkeypatch, tmp_path):
     monkeypatch.setattr(bars, "contests", lambda: [(few[0][0] if c.name == "layer" else c, p, x) for c, p, x in few])
     monkeypatch.setattr(bars, "SIZES", {"small": SIZES["tiny"]})
     monkeypatch.setattr(bars, "read_corpus", lambda: read_corpus(tmp_path))
-    races, figures = bars.measure(Setting(CPU, 2, sizes=(64, 2**16)), lambda _: None)
+    monkeypatch.setattr(load, "look", lambda device: load.Load(0.0))
+    monkeypatch.setattr(Setting, "of", classmethod(lambda cls, device, quick: cls(device, 2, sizes=(64, 2**16))))
+    found = CliRunner().invoke(cli.app, ["bars", "--json", str(tmp_path / "bars.json")])
+    assert found.exit_code == 0, found.output
+    kept = read(tmp_path / "bars.json")
+    races, figures = kept.races, kept.figures
     assert all(row.status == "timed" for race in races for row in race.rows)
     assert all(set(race.ceilings) == {"matmul", "copy"} for race in races)
     assert len(figures) == 4 + 2
     assert all(value > 0 for value in figures.values())
     without = [line.what for line in bars.lines(bars_record()) if "Flex" not in line.what]
-    assert [line.what for line in bars.lines(replace(bars_record(), races=races, figures=figures))] == without
+    assert [line.what for line in bars.lines(kept)] == without
+    assert all(line in found.stdout for line in without)
 
 
 def test_the_cases_are_those_that_the_bars_name():
