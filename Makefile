@@ -40,9 +40,10 @@ bench: $(READY)
 peers: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[peers]"
 
-# The committed CPU record, its picture, and the figures of README.md and docs/benchmarks.md. On an idle machine.
+# The committed CPU records, their pictures, and the figures of README.md and docs/benchmarks.md. On an idle machine.
 perf: $(READY)
 	$(BIN)/python -m perf --suite cpu --json perf/results/cpu.json --png perf/results/cpu.png
+	$(BIN)/python -m perf bars --json perf/results/bars.json
 	$(BIN)/python -m perf --suite scaling --json perf/results/scaling.json --png perf/results/scaling.png
 	$(BIN)/python -m perf readme
 

@@ -13,9 +13,7 @@ import torch
 from swat_flex import SwatConfig, SwatTransformer
 
 STEPS, BATCH, LENGTH = 150, 8, 128
-CONFIG = SwatConfig(
-    vocab_size=256, hidden_size=64, layers=2, heads=4, window=32, slopes="alibi", logit_bias="-log(window)"
-)
+CONFIG = SwatConfig(vocab_size=256, hidden_size=64, layers=2, heads=4, window=32)
 
 
 def rows(text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

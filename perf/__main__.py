@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from perf import gpu_report, gpu_steps, load, picture, readme, regression, report
-from perf.measure import Advance
+from perf import bars, gpu_report, gpu_steps, load, picture, readme, regression, report
+from perf.measure import Advance, Setting
 from perf.record import RESULTS, Record, save, surroundings
 from perf.record import load as read
-from perf.suites import SUITES, Suite, races_planned, run_suite, suite
+from perf.suites import SUITES, races_planned, run_suite, suite
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,7 +45,7 @@ def main(
         raise typer.BadParameter(str(error), param_hint="--suite") from error
     if png_file is not None:
         picture.needs_matplotlib()
-    before = _load_before(chosen, busy_ok)
+    before = _load_before(chosen.device.type, busy_ok)
     with _progress() as (progress, advance):
         progress.reset(progress.task_ids[0], total=races_planned(chosen.cases) * (len(chosen.peers) + 1))
         races = run_suite(chosen, quick, advance)
@@ -68,6 +69,25 @@ def finish(record: Record, json_file: Path | None, png_file: Path | None) -> Non
         picture.save(picture.draw(record), png_file)
     if any(row.ours and row.status in ("refused", "failed") for race in record.races for row in race.rows):
         raise typer.Exit(1)
+
+
+@app.command("bars")
+def bars_(quick: Quick = False, json_file: Json = None, busy_ok: BusyOk = False) -> None:
+    """Time what the kernels of a CPU are held to, all in the same rounds; within 8 minutes."""
+    before = _load_before("cpu", busy_ok)
+    with _progress() as (progress, advance):
+        progress.reset(progress.task_ids[0], total=sum(len(peers) for _, _, peers in bars.contests()) + 3)
+        races, figures = bars.measure(Setting.of(torch.device("cpu"), quick), advance)
+    record = Record(
+        suite="bars",
+        quick=quick,
+        load_before={"cores": before.cores, "gpu_percent": None},
+        busy_ok=busy_ok,
+        races=races,
+        figures=figures,
+        **surroundings("cpu"),
+    )
+    finish(record, json_file, None)
 
 
 @app.command("report")
@@ -156,8 +176,8 @@ def gpu_step_(
             gpu_steps.ncu(dry_run)
 
 
-def _load_before(chosen: Suite, busy_ok: bool) -> load.Load:
-    before = load.look(chosen.device.type)
+def _load_before(device: str, busy_ok: bool) -> load.Load:
+    before = load.look(device)
     try:
         load.refuse_if_busy(before, busy_ok)
     except load.Busy as error:

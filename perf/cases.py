@@ -183,3 +183,16 @@ def scaling(device: str, quick: bool) -> tuple[Case, ...]:
         *(layer(f"window {n:,}", why.format("window"), (8, 8), 4096, n, axis="window", **options) for n in windows),
         *(layer(f"heads {n}", why.format("heads"), (n, n), 4096, 512, axis="heads", **options) for n in heads),
     )
+
+
+# What the kernels of a CPU are held to, beside the cases above.
+BARS = {
+    "wide heads": layer("wide heads", "heads as most large models have them", (8, 8), 4096, 512, head_dim=128),
+    "odd heads": layer("odd heads", "a head and a window of no power of two", (8, 8), 4096, 300, head_dim=80),
+    "odd shape": layer("odd shape", "nothing fits a tile", (5, 1), 1531, 97, batch=3, head_dim=48),
+    "16 bits": replace(CPU[0], name="16 bits", reason="conversion on the way in and out", dtype="bfloat16"),
+    "long": replace(CPU[0], name="long", reason="eight times the tokens of the layer", q_len=32768, kv_len=32768),
+    "step": step(
+        "step", "one user of a large model on a CPU: reading the cache is all the work", 1, 4096, dtype="float32"
+    ),
+}

@@ -99,9 +99,55 @@ def run_race(
     others = meter.read()
     for name, entrant in entrants.items():
         rows[name] = _timed_row(entrant, case, passes, times)
+    return _finished(case, passes, peers, rows, setting, times, others)
+
+
+def run_races_together(
+    contests: Sequence[tuple[Case, Passes, Sequence[Peer]]], setting: Setting, advance: Advance = lambda _: None
+) -> tuple[tuple[Race, ...], dict[tuple[int, str], Callable[[], object]]]:
+    """Hold several races in the same rounds on a CPU, so that any two times compare.
+
+    Returns:
+        The races, and the runs behind their times by (number of the race, contender).
+    """
+    admitted: dict[tuple[int, str], Entrant] = {}
+    rows: list[dict[str, Row]] = [{} for _ in contests]
+    for n, (case, passes, peers) in enumerate(contests):
+        tensors = case.tensors(setting.device)
+        for peer in peers:
+            advance(f"{case.name}, {passes}: {peer.name}")
+            found = admit(peer, case, passes, tensors, setting.device)
+            if isinstance(found, Entrant):
+                admitted[n, peer.name] = found
+            else:
+                rows[n][peer.name] = found
+    advance(f"{setting.rounds} rounds")
+    runs = {key: entrant.run for key, entrant in admitted.items()}
+    meter = Meter()
+    ceilings = {(-1, name): run for name, run in _ceilings(contests[0][0], setting).items()}
+    times = time_together(runs | ceilings, clock_for(setting.device), setting.rounds)
+    others = meter.read()
+    races = []
+    for n, (case, passes, peers) in enumerate(contests):
+        own = Times(
+            times.clock,
+            {name: timing for (m, name), timing in times.timings.items() if m in (n, -1)},
+            {name: reason for (m, name), reason in times.failed.items() if m in (n, -1)},
+        )
+        for (m, name), entrant in admitted.items():
+            if m == n:
+                rows[n][name] = _timed_row(entrant, case, passes, own)
+        races.append(_finished(case, passes, peers, rows[n], setting, own, others, contests[0][0]))
+    return tuple(races), runs
+
+
+def _finished(
+    case: Case, passes: Passes, peers: Sequence[Peer], rows: dict[str, Row], setting: Setting, times: Times[str],
+    others: float | None, ceilings_of: Case | None = None,
+) -> Race:  # fmt: skip
     ceilings = {
         name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
-        for name, what, amount in _ceiling_work(case, setting)
+        for name, what, amount in _ceiling_work(ceilings_of or case, setting)
         if (timing := times.timings.get(name)) is not None
     }
     rows_in_order = tuple(rows[peer.name] for peer in peers)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 from autotune.files import write_whole
+from perf import bars
 from perf.record import Race, Record, load
 from perf.report import milliseconds, times, units_of
 
@@ -20,18 +21,20 @@ BLOCK = re.compile(r"<!-- measured: (?P<file>\S+?)(?:, case (?P<case>[^>]+))? --
 
 
 def rewrite(page: Path, file: Path | None = None, root: Path = ROOT) -> bool:
-    """Make a page's block anew from `file`, or from the record it names; return whether the page changed.
+    """Make a page's blocks anew, each from the record it names, the first from `file`; return whether the page changed.
 
     Raises:
         ValueError: the page has no block, or the record no such case.
         OSError: a file cannot be read or written.
     """
     text = page.read_text(encoding="utf-8")
-    found = BLOCK.search(text)
-    if found is None:
+    found = list(BLOCK.finditer(text))
+    if not found:
         raise ValueError(f"{page}: expected '<!-- measured: FILE -->' … '<!-- /measured -->', found none")
-    name = found["file"] if file is None else _relative(file, root)
-    new = text[: found.start()] + block(load(root / name), name, found["case"]) + text[found.end() :]
+    new = text
+    for n, old in enumerate(found):
+        name = _relative(file, root) if file is not None and n == 0 else old["file"]
+        new = new.replace(old[0], block(load(root / name), name, old["case"]))
     if new == text:
         return False
     write_whole(page, new)
@@ -44,22 +47,36 @@ def block(record: Record, name: str, case: str | None = None) -> str:
     if case is not None and case not in names:
         raise ValueError(f"case: expected one of {', '.join(names)}, got {case!r}")
     device, versions = record.device, record.versions
+    command = "bars" if record.suite == "bars" else f"--suite {record.suite}"
+    rounds = f"medians of {_rounds(record)} interleaved rounds"
+    how = (
+        f"Milliseconds, {rounds} (2 for who takes 30 times as long as the best) ± the interquartile range over the "
+        "median; in brackets how many times as long as the bold row, what `flex_swat` runs here. `swat NAME` is "
+        "`flex_swat` with that backend."
+    )
+    if record.suite == "bars":
+        how = f"Ratios between {rounds} of one run."
     measured = (
-        f"`python -m perf --suite {record.suite}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
+        f"`python -m perf {command}{' --quick' if record.quick else ''}`, {record.created[:10]}, "
         f"commit {record.commit}: {device.name} ({device.capability}, {units_of(record)}), torch {versions['torch']}. "
-        f"Milliseconds, medians of {_rounds(record)} interleaved rounds (2 for who takes 30 times as long as the best) "
-        "± the interquartile range over the median; in brackets how many times as long as the bold row, what "
-        "`flex_swat` runs here. `swat NAME` is `flex_swat` with that backend. Everybody passed a check against a "
-        "float64 definition in the same run."
+        f"{how} Everybody passed a check against a float64 definition in the same run."
     )
     lines = [f"<!-- measured: {name}{'' if case is None else f', case {case}'} -->", _wrapped(measured), ""]
     if any(race.others is not None and race.others > 0.15 for race in record.races):
         lines += ["Other processes used the machine meanwhile: these figures are provisional.", ""]
+    if record.suite == "bars":
+        return "\n".join([*lines, *_bars(record), "", "<!-- /measured -->"])
     for one in names if case is None else [case]:
         lines += [*_table([race for race in record.races if race.case.name == one]), ""]
     if case is None:
         lines += [_ceilings(record), ""]
     return "\n".join([*lines, "<!-- /measured -->"])
+
+
+def _bars(record: Record) -> list[str]:
+    """Every bar of the CPU's kernels, and what was measured."""
+    rows = [f"| {x.what} | {x.value:.2f} | {x.bound}{'' if x.holds else ', missed'} |" for x in bars.lines(record)]
+    return ["| `cpp` | measured | bar |", "|---|---|---|", *rows, "", *map(_wrapped, bars.notes(record))]
 
 
 def _table(races: list[Race]) -> list[str]:

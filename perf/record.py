@@ -97,7 +97,11 @@ class Race:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `steps` and `failed_tests` are those of gpu-report: how each step ended, which tests failed."""
+    """One run.
+
+    `steps` and `failed_tests` are those of gpu-report: how each step ended, which tests failed. `figures` are those of
+    bars that no race holds, by name.
+    """
 
     suite: str
     quick: bool
@@ -111,6 +115,7 @@ class Record:
     races: tuple[Race, ...]
     steps: tuple[dict[str, str], ...] = ()
     failed_tests: tuple[str, ...] = ()
+    figures: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perf import communication, scaling
+from perf import bars, communication, scaling
 from perf.measure import COPY, MATMUL
 from perf.record import Race, Record, Row
 
@@ -39,9 +39,24 @@ def show(record: Record, console: Console) -> None:
         console.print()
         console.print(communication.table())
         console.print(escape(communication.FORMULA), style="dim")
+    if record.suite == "bars":
+        console.print()
+        console.print(bars_table(record))
+        for line in bars.notes(record):
+            console.print(escape(line))
     console.print()
     for warning in warnings(record):
         console.print(escape(f"WARNING: {warning}"), style="bold red")
+
+
+def bars_table(record: Record) -> Table:
+    """Everything that has a bar, and whether it holds."""
+    page = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in ("", "measured", "bar", ""):
+        page.add_column(column, justify="right" if column == "measured" else "left")
+    for line in bars.lines(record):
+        page.add_row(escape(line.what), f"{line.value:.2f}", line.bound, "" if line.holds else "missed")
+    return page
 
 
 def header(record: Record) -> str:

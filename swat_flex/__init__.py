@@ -9,6 +9,7 @@ from swat_flex.positions import (
     balanced_alibi_slopes,
     document_ids_from_attention_mask,
     document_ids_from_cu_seqlens,
+    unit_logit_bias,
 )
 from swat_flex.reference import naive_swat
 from swat_flex.tuning import Tuned, tune
@@ -33,4 +34,5 @@ __all__ = [
     "swat_decode",
     "swat_prefill",
     "tune",
+    "unit_logit_bias",
 ]

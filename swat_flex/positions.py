@@ -65,6 +65,42 @@ def alibi_slopes(
     return torch.where(is_positive, magnitude, -magnitude)
 
 
+@torch.no_grad()
+def unit_logit_bias(slopes: Tensor, window: int) -> Tensor:
+    """The logit bias with which each head's weights sum to 1 where its scores are 0: Σ σ(slope·d + bias) = 1 over the
+    distances 0 ≤ d < window.
+
+    So starts a sigmoid as a softmax does, whatever the slope. Without it a row's weights sum to far more than 1, and a
+    uniform −log(window) leaves a steep head next to nothing.
+
+    Args:
+        slopes: `[heads]`, logits per token of distance; negative favours recent keys.
+        window: keys per query, its own included, at least 2: the weight of a single key stays below 1.
+
+    Returns:
+        `[heads]` in slopes' dtype, found by bisection in float64, without a gradient.
+
+    Raises:
+        ValueError: an argument that breaks a rule above.
+
+    >>> bias = unit_logit_bias(torch.tensor([-0.5, 0.0]), 3)
+    >>> torch.sigmoid(torch.tensor([[-0.0, -0.5, -1.0], [0.0, 0.0, 0.0]]) + bias[:, None]).sum(1)
+    tensor([1.0000, 1.0000])
+    """
+    if slopes.dim() != 1 or not slopes.is_floating_point():
+        raise ValueError(f"slopes: expected floats [heads], got {slopes.dtype} of shape {list(slopes.shape)}")
+    if window < 2:
+        raise ValueError(f"window: expected at least 2, as the weight of a single key stays below 1, got {window}")
+    x = slopes.double()[:, None] * torch.arange(window, device=slopes.device, dtype=torch.float64)  # [heads, window]
+    low = -x.logsumexp(1)  # σ(x) < e^x: the sum is below 1
+    high = -torch.where(slopes < 0, x[:, 1], x[:, -2])  # two weights are at least ½: the sum is at least 1
+    for _ in range(56):
+        middle = (low + high) / 2
+        is_low = torch.sigmoid(x + middle[:, None]).sum(1) < 1
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    return high.to(slopes.dtype)
+
+
 def apply_rope(x: Tensor, positions: Tensor | None = None, *, base: float = 10000.0) -> Tensor:
     """Rotary embedding in the rotate-half form of Llama: channel d turns with channel d + D/2.
 

@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ[name] = os.path.join(folder.name, name.split("_")[0].lower())
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

@@ -211,7 +211,7 @@ def test_info_names_versions_devices_and_what_runs():
     assert re.search(r"^ *banded +yes ", page, re.MULTILINE)
     assert re.search(r"^cpp +.*(vectors of \d+ bits|compiler)", page, re.MULTILINE)
     assert re.search(r"^auto: (cpp|banded), ", page, re.MULTILINE)
-    assert re.search(r"^swat_decode: banded; triton by name: \w+", page, re.MULTILINE)
+    assert re.search(r"^swat_decode: (cpp|banded); triton: \w+", page, re.MULTILINE)
 
 
 def test_info_says_why_not_and_lives_without_triton(monkeypatch):

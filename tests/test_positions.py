@@ -10,6 +10,7 @@ from swat_flex import (
     balanced_alibi_slopes,
     document_ids_from_attention_mask,
     document_ids_from_cu_seqlens,
+    unit_logit_bias,
 )
 
 
@@ -56,6 +57,40 @@ def test_each_sign_is_a_schedule_of_its_own(schedule, positive):
 def test_slope_errors_name_argument_rule_and_value(arguments, message):
     with pytest.raises(ValueError, match=exactly(message)):
         alibi_slopes(**arguments)
+
+
+@pytest.mark.parametrize("window", [2, 3, 64, 257, 4096])
+@pytest.mark.parametrize("positive", [0, 6, 12])
+@pytest.mark.parametrize("schedule", ["2^-8k/h", "2^-k"])
+def test_the_unit_bias_makes_every_heads_weights_sum_to_one(window, positive, schedule):
+    slopes = alibi_slopes(12, positive=positive, schedule=schedule, dtype=torch.float64)
+    slopes = torch.cat((slopes, torch.tensor([0.0, -30.0, 30.0], dtype=torch.float64)))
+    bias = unit_logit_bias(slopes, window)
+    sums = torch.sigmoid(slopes[:, None] * torch.arange(window) + bias[:, None]).sum(1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-11)
+    torch.testing.assert_close(unit_logit_bias(slopes.float(), window), bias.float())
+
+
+def test_the_unit_bias_by_hand():
+    """A level head's is the logit of 1 / window; two keys of one steep head share the weight."""
+    level, steep = unit_logit_bias(torch.tensor([0.0, -4.0]), 2).tolist()
+    assert level == pytest.approx(0)  # σ(0) + σ(0)
+    assert steep == pytest.approx(2)  # σ(2) + σ(−2)
+    assert unit_logit_bias(torch.zeros(1), 64).item() == pytest.approx(-math.log(63))
+    assert not unit_logit_bias(torch.zeros(1, requires_grad=True), 64).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("slopes", "window", "message"),
+    [
+        (torch.zeros(2, 2), 4, "slopes: expected floats [heads], got torch.float32 of shape [2, 2]"),
+        (torch.zeros(2, dtype=torch.int64), 4, "slopes: expected floats [heads], got torch.int64 of shape [2]"),
+        (torch.zeros(2), 1, "window: expected at least 2, as the weight of a single key stays below 1, got 1"),
+    ],
+)
+def test_unit_bias_errors(slopes, window, message):
+    with pytest.raises(ValueError, match=exactly(message)):
+        unit_logit_bias(slopes, window)
 
 
 def rotated(x: torch.Tensor, base: float = 10000.0) -> torch.Tensor:

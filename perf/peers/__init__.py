@@ -24,6 +24,7 @@ ATTENTION: tuple[Peer, ...] = (
 )
 DECODING: tuple[Peer, ...] = (
     SwatDecode(),
+    SwatDecode("banded"),
     Swat("banded"),
     Swat("flex"),
     Swat("triton"),

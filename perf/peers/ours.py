@@ -95,10 +95,13 @@ class TritonVariant(Swat):
 class SwatDecode(Peer):
     """`swat_decode` over a ring that holds the last `window` keys; filling it is no part of a step."""
 
-    name = "swat_decode"
     ours = True
     copies = True
     package = "swat_flex.decode"
+
+    def __init__(self, backend: str = "auto") -> None:
+        self.backend = backend
+        self.name = "swat_decode" if backend == "auto" else f"swat_decode {backend}"
 
     def available(self, device: torch.device) -> str | None:
         if importlib.util.find_spec("swat_flex.decode") is None:
@@ -119,4 +122,4 @@ class SwatDecode(Peer):
             case.batch, case.kv_heads, case.window, case.head_dim, dtype=q.dtype, device=q.device, queries=case.q_len
         )
         cache.append(k, v)
-        return lambda: decode.swat_decode(q, cache)
+        return lambda: decode.swat_decode(q, cache, backend=self.backend)

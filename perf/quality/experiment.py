@@ -1,11 +1,13 @@
-"""What is trained and how it is judged: the kinds of attention, the sizes, one run."""
+"""What is trained and how it is judged: the kinds of attention, the sizes, the texts, one run."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import platform
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,25 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swat_flex.nn import SwatConfig, SwatTransformer
-from swat_flex.training import Corpus, Trainer, TrainingConfig
-from swat_flex.training.data import SEPARATOR, VOCAB, rows
+from swat_flex.training import Corpus, Progress, Trainer, TrainingConfig, read_corpus
+from swat_flex.training.data import VOCAB, rows
 from swat_flex.training.parallel import Ranks
 
 MULTIPLES = (1, 4, 16)  # of the training length, at which the held-out text is read
+EVALUATIONS = 6  # of a run, on the text for choosing
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kind of attention; `paper` is its loss in Table 3 (average over three texts)."""
+    """One kind of attention.
+
+    paper: its loss in Table 3 (average over three texts), None for what is ours.
+    unit: the unit bias; learnt: slopes and bias are parameters.
+    """
 
     sliding: bool
     activation: str
     slopes: str | None
     rope: bool
-    paper: float
+    paper: float | None = None
+    unit: bool = False
+    learnt: bool = False
 
 
-VARIANTS = {
+PAPER = {
     "full softmax, RoPE": Variant(False, "softmax", None, True, 5.5149),
     "full sigmoid, RoPE": Variant(False, "sigmoid", None, True, 10.5744),
     "sliding softmax, RoPE": Variant(True, "softmax", None, True, 4.9217),
@@ -40,13 +49,25 @@ VARIANTS = {
     "SWAT 6:6": Variant(True, "sigmoid", "6:6", False, 2.7275),
     "SWAT 6:6, RoPE": Variant(True, "sigmoid", "6:6", True, 2.5099),
 }
+RECIPE = {
+    "sliding softmax, RoPE": PAPER["sliding softmax, RoPE"],
+    "sliding softmax, RoPE, learnt ALiBi": Variant(True, "softmax", "alibi", True, learnt=True),
+    "SWAT recipe": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True),
+    "SWAT recipe, nothing learnt": Variant(True, "sigmoid", "alibi", True, unit=True),
+    "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True),
+    "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True),
+}
+KINDS = {"paper": PAPER, "recipe": RECIPE}
+VARIANTS = PAPER | RECIPE
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is trained. Lengths and the window in tokens, which are bytes.
 
-    chunks: held-out pieces of 16 training lengths that are read, each from the start of another document.
+    rates: peak learning rates of which each kind gets its best.
+    chunks: held-out pieces of 16 training lengths that are read.
+    choosing: tokens of one evaluation on the text for choosing.
     """
 
     hidden: int
@@ -55,8 +76,9 @@ class Size:
     window: int
     batch: int
     steps: int
-    learning_rate: float
+    rates: tuple[float, ...]
     chunks: int
+    choosing: int = 32768
 
     @property
     def tokens(self) -> int:
@@ -64,56 +86,115 @@ class Size:
         return self.length * self.batch * self.steps
 
 
+_RATES = (3e-3, 6e-3, 1e-2)
 SIZES = {
-    "tiny": Size(hidden=24, layers=1, length=16, window=4, batch=2, steps=2, learning_rate=3e-3, chunks=2),
-    "cpu": Size(hidden=96, layers=3, length=256, window=64, batch=16, steps=300, learning_rate=3e-3, chunks=20),
-    "gpu": Size(hidden=384, layers=6, length=1024, window=256, batch=64, steps=300, learning_rate=1e-3, chunks=8),
+    "tiny": Size(24, 1, length=16, window=4, batch=2, steps=2, rates=(3e-3, 6e-3), chunks=2, choosing=64),
+    "cpu": Size(96, 3, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20),
+    "cpu-large": Size(192, 4, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20),
+    "gpu": Size(384, 6, length=1024, window=256, batch=64, steps=300, rates=(1e-3,), chunks=8, choosing=2**18),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that this machine has, and under which licence."""
+
+    name: str
+    licence: str
+    corpus: Corpus
+    reported: Tensor
+
+    @classmethod
+    def of(cls, kind: str) -> Text:
+        """ "code" is Python's standard library, "prose" Vim's help.
+
+        Every twentieth training document becomes held_out, the text on which rates are chosen; what the corpus held out
+        is for the report alone.
+
+        Raises:
+            FileNotFoundError: no Vim help here.
+        """
+        if kind == "code":
+            name, licence, corpus = f"Python {platform.python_version()}'s standard library", "PSF-2.0", read_corpus()
+        else:
+            folders = sorted(Path("/usr/share/vim").glob("vim[0-9]*/doc"))
+            if not folders:
+                raise FileNotFoundError("text: expected Vim's help in /usr/share/vim (Debian: vim-runtime), got none")
+            name, licence = f"Vim's help ({folders[-1].parent.name})", "OPL-1.0"
+            corpus = read_corpus(folders[-1], "*.txt")
+        is_chosen = ((corpus.train == 0).cumsum(0) % 20) == 10
+        split = replace(corpus, train=corpus.train[~is_chosen], held_out=corpus.train[is_chosen])
+        return cls(name, licence, split, corpus.held_out)
+
+
+TEXTS = ("code", "prose")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One trained model.
 
-    loss: bits per byte of one and the same held-out text, by the length of the rows in which it is read.
+    loss: bits per byte of the reported text, by the length of the rows in which it is read.
     by_position: bits per byte of the longest rows, by sixteenths of them.
+    curve: bits per byte of the text for choosing, by steps trained.
     """
 
     variant: str
+    learning_rate: float
     seed: int
     parameters: int
     loss: dict[int, float]
     by_position: list[float]
+    curve: dict[int, float]
     seconds: float
 
 
-def train_and_read(variant: str, size: Size, seed: int, corpus: Corpus, device: torch.device) -> Run:
+class _Curve:
+    """A listener that keeps the evaluations."""
+
+    def __init__(self) -> None:
+        self.bits: dict[int, float] = {}
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def evaluated(self, step: int, bits_per_byte: float) -> None:
+        self.bits[step] = bits_per_byte
+
+    def saved(self, path: Path) -> None:
+        pass
+
+
+def train_and_read(variant: str, rate: float, seed: int, size: Size, text: Text, device: torch.device) -> Run:
     """Train one model and read held-out text with it.
 
-    A seed draws the same rows in the same order and the same first parameters, whatever the variant.
+    A seed draws the same rows in the same order and the same first matrices, whatever the variant.
     """
     began = time.perf_counter()
     training = TrainingConfig(
-        steps=size.steps, length=size.length, batch=size.batch, learning_rate=size.learning_rate, seed=seed,
-        eval_every=size.steps, eval_tokens=size.length * size.batch, save_every=size.steps,
+        steps=size.steps, length=size.length, batch=size.batch, learning_rate=rate, seed=seed,
+        eval_every=max(1, size.steps // EVALUATIONS), eval_tokens=size.choosing, save_every=size.steps,
     )  # fmt: skip
+    curve = _Curve()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model_of(VARIANTS[variant], size), training, corpus, Path(folder), ranks=Ranks(device))
-        trainer.run()
-    losses = {times * size.length: read(trainer.model, corpus, size, times) for times in MULTIPLES}
+        trainer = Trainer(model_of(VARIANTS[variant], size), training, text.corpus, Path(folder), ranks=Ranks(device))
+        trainer.run(curve)
+    losses = {times * size.length: read(trainer.model, text.reported, size, times) for times in MULTIPLES}
     longest = losses[MULTIPLES[-1] * size.length].reshape(size.chunks, 16, -1)
     return Run(
         variant=variant,
+        learning_rate=rate,
         seed=seed,
         parameters=sum(p.numel() for p in trainer.model.parameters()),
         loss={length: float(bits.mean()) for length, bits in losses.items()},
         by_position=longest.mean((0, 2)).tolist(),
+        curve=curve.bits,
         seconds=time.perf_counter() - began,
     )
 
 
 def model_of(variant: Variant, size: Size) -> SwatConfig:
-    """Twelve heads, as in the paper's ablations. All variants have the same parameters."""
+    """Twelve heads, as in the paper's ablations. All variants have the same matrices."""
     return SwatConfig(
         vocab_size=VOCAB,
         hidden_size=size.hidden,
@@ -122,23 +203,25 @@ def model_of(variant: Variant, size: Size) -> SwatConfig:
         window=size.window if variant.sliding else None,
         activation="softmax" if variant.activation == "softmax" else "sigmoid",
         slopes=variant.slopes,
+        learnable_slopes=variant.learnt,
         rope=variant.rope,
+        logit_bias="unit" if variant.unit else None,
+        learnable_logit_bias=variant.unit and variant.learnt,
         tie_embeddings=True,
     )
 
 
-def read(model: SwatTransformer, corpus: Corpus, size: Size, times: int) -> Tensor:
-    """Bits `[chunks, 16·length]` of every token of the held-out chunks, read in rows of `times` training lengths.
+def read(model: SwatTransformer, stream: Tensor, size: Size, times: int) -> Tensor:
+    """Bits `[chunks, 16·length]` of every token of the chunks of a packed stream, in rows of `times` training lengths.
 
     The tokens are the same at every length: only how far back a row reaches differs.
     """
     longest = MULTIPLES[-1] * size.length
-    starts = chunks(corpus.held_out, longest, size.chunks)
     device = next(model.parameters()).device
     bits = []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        for start in starts:
-            batch = rows(corpus.held_out, list(range(start, start + longest, times * size.length)), times * size.length)
+        for start in chunks(stream, longest, size.chunks):
+            batch = rows(stream, list(range(start, start + longest, times * size.length)), times * size.length)
             tokens, targets, _ = batch.to(device)
             logits = model(tokens).float()
             bits.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / math.log(2))
@@ -146,14 +229,20 @@ def read(model: SwatTransformer, corpus: Corpus, size: Size, times: int) -> Tens
 
 
 def chunks(stream: Tensor, length: int, count: int) -> list[int]:
-    """Starts of the first `count` documents that are longer than `length` tokens.
+    """Starts of `count` pieces of over `length` tokens, each within a document: first pieces first, then second ones.
 
     Raises:
-        ValueError: fewer documents are.
+        ValueError: there are fewer.
     """
-    packed = torch.where(stream == 0, SEPARATOR, stream.long())
-    borders = torch.cat(((packed == SEPARATOR).nonzero()[:, 0], torch.tensor([len(stream)])))
-    starts = borders[:-1][borders.diff() > length][:count].tolist()
+    borders = torch.cat(((stream == 0).nonzero()[:, 0], torch.tensor([len(stream)]))).tolist()
+    documents = list(itertools.pairwise(borders))
+    deepest = max(end - start for start, end in documents) // length
+    starts = [
+        start + piece * length
+        for piece in range(deepest)
+        for start, end in documents
+        if end - start > (piece + 1) * length
+    ][:count]
     if len(starts) < count:
-        raise ValueError(f"held-out text: expected {count} documents of over {length} bytes, got {len(starts)}")
+        raise ValueError(f"held-out text: expected {count} pieces of over {length} bytes, got {len(starts)}")
     return starts

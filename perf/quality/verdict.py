@@ -31,7 +31,7 @@ class Mean:
         return f"{self.value:.3f}" + (f" ± {self.half:.3f}" if math.isfinite(self.half) else "")
 
 
-# (worse, better): neighbours in the paper's Table 3, and what its text makes of them.
+# (worse, better): neighbours in the paper's Table 3 and what its text makes of them; then what is said of the recipe.
 ORDERINGS = (
     ("full sigmoid, RoPE", "full softmax, RoPE", "A sigmoid without a window or a bias is worse than softmax"),
     ("full softmax, RoPE", "sliding softmax, RoPE", "Training with a window carries over to long texts"),
@@ -39,6 +39,12 @@ ORDERINGS = (
     ("SWAT 8:4", "SWAT 12:0", "Favouring recent tokens alone beats 8:4"),
     ("SWAT 6:6", "SWAT 8:4", "8:4 beats the balanced 6:6"),
     ("SWAT 6:6", "SWAT 6:6, RoPE", "Adding RoPE to the bias helps"),
+    ("SWAT 12:0", "SWAT recipe", "The recipe beats the paper's start"),
+    ("sliding softmax, RoPE", "SWAT recipe", "SWAT by the recipe beats softmax in the same window"),
+    ("sliding softmax, RoPE, learnt ALiBi", "SWAT recipe", "It beats softmax that has the same learnt slopes"),
+    ("SWAT recipe, nothing learnt", "SWAT recipe", "Learning slopes and bias helps"),
+    ("SWAT recipe, 6:6", "SWAT recipe", "Favouring recent tokens alone beats 6:6 in the recipe too"),
+    ("SWAT recipe, no RoPE", "SWAT recipe", "RoPE helps beside the recipe's slopes"),
 )
 
 
@@ -49,7 +55,7 @@ class Verdict:
     worse: str
     better: str
     claim: str
-    paper: float
+    paper: float | None
     gain: Mean
     seeds: int
 
@@ -70,6 +76,7 @@ def verdicts(runs: Sequence[Run], length: int) -> list[Verdict]:
         seeds = sorted(seed for name, seed in loss if name == worse and (better, seed) in loss)
         if seeds:
             gain = Mean.of([loss[worse, seed] - loss[better, seed] for seed in seeds])
-            paper = VARIANTS[worse].paper - VARIANTS[better].paper
+            losses = VARIANTS[worse].paper, VARIANTS[better].paper
+            paper = None if losses[0] is None or losses[1] is None else losses[0] - losses[1]
             found.append(Verdict(worse, better, claim, paper, gain, len(seeds)))
     return found

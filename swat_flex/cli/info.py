@@ -68,8 +68,8 @@ def _backends(device: torch.device) -> Table:
 
 def _decoding(device: torch.device) -> str:
     step = replace(_inference(device), q_len=1, kv_len=256)
-    reason = dispatch.BACKENDS["triton"].supports(step)
-    return f"{attend.AUTO}; triton by name: {reason or 'works here'}"
+    reasons = {name: backend.supports(step) for name, backend in attend.BACKENDS.items()}
+    return "; ".join([attend.choose(step), *(f"{name}: {reason}" for name, reason in reasons.items() if reason)])
 
 
 def _choice(device: torch.device) -> str:

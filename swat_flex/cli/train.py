@@ -81,14 +81,17 @@ def _saved(out: Path, resume: bool) -> dict[str, Any] | None:
 def _configs(
     saved: dict[str, Any] | None, size: str, place: torch.device, given: dict[str, Any]
 ) -> tuple[SwatConfig, TrainingConfig]:
-    """Saved settings, else the size's; what is given goes before both."""
-    if size == "auto":
-        size = "medium" if place.type == "cuda" else "small"
-        model = SIZES[size].model if saved is None else SwatConfig.from_dict(saved["model_config"])
-    else:
-        model = SIZES[size].model
-    settings = {"minutes": MINUTES, **SIZES[size].training} if saved is None else saved["training_config"]
-    return model, TrainingConfig(**{**settings, **given})
+    """Saved settings, else the size's; what is given goes before both.
+
+    A size beside a saved model is compared with it in what it names; slopes and bias are as saved, by any version.
+    """
+    auto = "medium" if place.type == "cuda" else "small"
+    chosen = SIZES[auto if size == "auto" else size]
+    if saved is None:
+        return chosen.model, TrainingConfig(**{"minutes": MINUTES, **chosen.training, **given})
+    named = () if size == "auto" else ("hidden_size", "layers", "heads", "window")
+    model = saved["model_config"] | {name: getattr(chosen.model, name) for name in named}
+    return SwatConfig.from_dict(model), TrainingConfig(**{**saved["training_config"], **given})
 
 
 def _corpus(saved: dict[str, Any] | None, folder: Path | None, pattern: str | None) -> Corpus:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from swat_flex import validation
 from swat_flex.api import flex_swat
-from swat_flex.backends import banded, triton
+from swat_flex.backends import banded, cpp, triton
 from swat_flex.decode.ring import RingCache, kept_first, take_tokens
 from swat_flex.problem import Activation, Backend, Problem, Slopes
 
-DecodeBackend = Literal["auto", "triton", "banded"]
-BACKENDS: tuple[str, ...] = get_args(DecodeBackend)
-AUTO: DecodeBackend = "banded"  # until the kernels have a GPU record
+DecodeBackend = Literal["auto", "triton", "cpp", "banded"]
+NAMES: tuple[str, ...] = get_args(DecodeBackend)
+BACKENDS: dict[str, Any] = {"triton": triton, "cpp": cpp, "banded": banded}
+MADE_FOR = {"cuda": "triton", "cpu": "cpp"}  # device to backend
+
+
+def choose(step: Problem, backend: str = "auto") -> str:
+    """Name the backend of a step: the one asked for, else the device's own where it supports the step, else banded.
+
+    Raises:
+        NotImplementedError: the one asked for by name cannot run the step; the message says why.
+    """
+    name = MADE_FOR.get(step.device.type, "banded") if backend == "auto" else backend
+    reason = BACKENDS[name].supports(step)
+    if reason is None:
+        return name
+    if backend != "auto":
+        raise NotImplementedError(f"backend={backend!r}: {reason}")
+    return "banded"
 
 
 def swat_decode(
@@ -43,8 +59,8 @@ def swat_decode(
             cache's heads.
         cache: with the T tokens appended.
         slopes, scale, logit_bias: as in `flex_swat`.
-        backend: "banded", plain PyTorch operators on any device; "triton", one kernel or two on a GPU; "auto" is
-            "banded" until the kernels have a GPU record.
+        backend: "triton", one kernel or two on a GPU; "cpp", one on a CPU; "banded", plain PyTorch operators on any
+            device. "auto" is triton on CUDA and cpp on a CPU, where they support the step, else banded.
 
     Returns:
         `[B, Hq, T, Dv]` in q's dtype, its axes in memory in q's order. Sums are float32, float64 for float64.
@@ -57,25 +73,31 @@ def swat_decode(
     _check_cache(cache)
     q = cache.cast(q)
     _check_queries(q, cache)
-    head_slopes, scale, head_bias = validation.resolve_logit_terms(q, slopes, scale, logit_bias)
-    validation.check_name("backend", backend, BACKENDS)
+    terms = validation.resolve_logit_terms(q, slopes, scale, logit_bias)
+    validation.check_name("backend", backend, NAMES)
     if q.shape[2] > cache.queries:
         raise ValueError(f"q: expected at most the cache's queries = {cache.queries} new tokens, got {q.shape[2]}")
-    if torch.is_grad_enabled():
-        for name, x in (("q", q), ("slopes", slopes), ("logit_bias", logit_bias)):
-            if isinstance(x, Tensor) and x.requires_grad:
-                raise RuntimeError(
-                    f"{name}: expected no gradient to be required, got requires_grad=True: decode under "
-                    "torch.no_grad() or torch.inference_mode(), or use swat_prefill, which has one"
-                )
-    backend = AUTO if backend == "auto" else backend
-    if backend == "triton":
-        step = Problem.of_step(q, cache.keys, cache.values, cache.window, head_slopes, head_bias)
-        if reason := triton.supports(step):
-            raise NotImplementedError(f"backend='triton': {reason}")
-    decode = (triton if backend == "triton" else banded).swat_decode
-    out: Tensor = decode(q, cache.keys, cache.values, cache.length, head_slopes, head_bias, cache.window, scale)
+    if wanted := _needs_grad(q=q, slopes=slopes, logit_bias=logit_bias):
+        raise RuntimeError(
+            f"{wanted}: expected no gradient to be required, got requires_grad=True: decode under torch.no_grad() or "
+            "torch.inference_mode(), or use swat_prefill, which has one"
+        )
+    return _attend_ring(q, cache, *terms, backend)
+
+
+def _attend_ring(
+    q: Tensor, cache: RingCache, slopes: Tensor | None, scale: float, logit_bias: Tensor | None, backend: str
+) -> Tensor:
+    step = Problem.of_step(q, cache.keys, cache.values, cache.window, slopes, logit_bias)
+    decode = BACKENDS[choose(step, backend)].swat_decode
+    out: Tensor = decode(q, cache.keys, cache.values, cache.length, slopes, logit_bias, cache.window, scale)
     return out
+
+
+def _needs_grad(**tensors: object) -> str | None:
+    """Name the first that requires a gradient where gradients are enabled."""
+    wanted = (name for name, x in tensors.items() if isinstance(x, Tensor) and x.requires_grad)
+    return next(wanted, None) if torch.is_grad_enabled() else None
 
 
 def swat_prefill(
@@ -94,7 +116,8 @@ def swat_prefill(
     """Attention of a chunk of any length to the cached keys and to itself; then the chunk is appended.
 
     A prompt may come in chunks of any sizes: the results are those of one call. Distances count kept tokens, so padding
-    at either side, or anywhere, makes no difference. Gradients flow through the chunk, not through the cache.
+    at either side, or anywhere, makes no difference. Gradients flow through the chunk, not through the cache. What
+    `swat_decode` can do, it does: at most cache.queries tokens, no mask, no gradient, the sigmoid, backend "auto".
 
     Args:
         q: `[B, Hq, T, D]` in the cache's dtype (cast to it under autocast); Hq a multiple of the cache's heads.
@@ -116,6 +139,11 @@ def swat_prefill(
     cache.check(k, v, mask)
     if q.shape[2] != k.shape[2]:
         raise ValueError(f"q: expected k's {k.shape[2]} tokens, got {q.shape[2]}")
+    if mask is None and backend == "auto" and activation == "sigmoid" and q.shape[2] <= cache.queries:
+        terms = validation.resolve_logit_terms(q, slopes, scale, logit_bias)
+        if _needs_grad(q=q, k=k, v=v, slopes=slopes, logit_bias=logit_bias) is None:
+            cache.append(k, v)
+            return _attend_ring(q, cache, *terms, backend)
     keys, values, ids = _joined(k, v, cache, mask)
     if mask is not None:
         order = kept_first(mask.logical_not())  # skipped tokens first, so the kept ones end together

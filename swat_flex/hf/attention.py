@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from swat_flex.api import flex_swat
 from swat_flex.hf.config import refuse_attentions
 from swat_flex.hf.mask import aligned
-from swat_flex.nn import SwatConfig
-from swat_flex.nn.config import slopes_for
+from swat_flex.nn import PAPER, SwatConfig
+from swat_flex.nn.config import bias_for, slopes_for
 from swat_flex.positions import document_ids_from_cu_seqlens, per_head_dtype
 
-OPTIONS = ("slopes", "slope_schedule", "logit_bias", "activation", "backend")
+OPTIONS = ("slopes", "slope_schedule", "logit_bias", "assumed_length", "activation", "backend")
 REFUSED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
@@ -34,7 +34,8 @@ def swat_attention(
 
     A query sees the sliding_window keys up to its own; without one, all before it. Padding and packing come by
     `swat_mask`, packing by cu_seq_lens_q too. `config.swat_flex` chooses the rest: True, or a dict with any of
-    `SwatConfig`'s slopes, slope_schedule, logit_bias, activation and backend.
+    `SwatConfig`'s slopes, slope_schedule, logit_bias, assumed_length, activation and backend; what it leaves out is the
+    paper's.
 
     Args:
         module: the model's attention layer; its config is read.
@@ -66,14 +67,15 @@ def swat_attention(
     heads = query.shape[1]
     total = getattr(config, "num_attention_heads", heads)
     options = options_of(config, total)
-    slopes = slopes_for(options, query)
+    slopes, logit_bias = slopes_for(options, query), _bias(options, window, query)
     if heads != total:
         share = _share_of_heads(module, heads, total)
         slopes = options.head_slopes(query.device, per_head_dtype(query))
         slopes = None if slopes is None else slopes[share]
+        logit_bias = logit_bias[share] if isinstance(logit_bias, Tensor) else logit_bias
     out = flex_swat(
         query, key, value, window, scale=scaling, document_ids=ids, activation=options.activation, slopes=slopes,
-        logit_bias=_bias(options, window), backend=options.backend,
+        logit_bias=logit_bias, backend=options.backend,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
@@ -101,7 +103,8 @@ _described: dict[tuple[int, str], SwatConfig] = {}  # made once per model, not p
 
 
 def _one_layer(heads: int, chosen: dict[str, Any]) -> SwatConfig:
-    return SwatConfig(hidden_size=heads, heads=heads, layers=1, head_dim=1, rope=False, **chosen)
+    one = {"hidden_size": heads, "heads": heads, "layers": 1, "head_dim": 1, "rope": False}
+    return SwatConfig(**{**one, **PAPER, **chosen})
 
 
 def _share_of_heads(module: nn.Module, heads: int, total: int) -> slice:
@@ -119,12 +122,14 @@ def _share_of_heads(module: nn.Module, heads: int, total: int) -> slice:
     )
 
 
-def _bias(options: SwatConfig, window: int | None) -> float | None:
-    if isinstance(options.logit_bias, str) and window is None:
+def _bias(options: SwatConfig, window: int | None, query: Tensor) -> Tensor | float | None:
+    known = options.logit_bias == "unit" and options.assumed_length is not None
+    if isinstance(options.logit_bias, str) and window is None and not known:
         raise ValueError(
-            f"config.swat_flex: expected a logit_bias in numbers without a window, got {options.logit_bias!r}"
+            f"config.swat_flex: expected a logit_bias in numbers, or 'unit' and an assumed_length, without a window, "
+            f"got {options.logit_bias!r}"
         )
-    return options.bias_of(window)
+    return bias_for(options, window, query)
 
 
 def _check(module: nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:

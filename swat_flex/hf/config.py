@@ -26,7 +26,8 @@ NAMES = {
 class SwatModelConfig(PreTrainedConfig):
     """A SWAT model for transformers; each field means what `SwatConfig`'s does.
 
-    >>> SwatModelConfig(hidden_size=64, num_attention_heads=4, windows=[16, None], num_hidden_layers=2).layer_types
+    >>> SwatModelConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, windows=[16, None],
+    ...     assumed_length=1024).layer_types
     ['sliding_attention', 'full_attention']
 
     Attributes:
@@ -54,14 +55,15 @@ class SwatModelConfig(PreTrainedConfig):
     windows: list[int | None] | tuple[int | None, ...] | None = None
     layer_types: list[str] | None = None
     activation: str = "sigmoid"
-    slopes: str | None = "balanced"
+    slopes: str | None = "alibi"
     slope_schedule: str = "2^-k"
-    learnable_slopes: bool = False
+    learnable_slopes: bool = True
     rope: bool = True
     rope_parameters: dict[str, Any] | None = None
     qk_norm: bool = False
-    logit_bias: float | int | str | None = None
-    learnable_logit_bias: bool = False
+    logit_bias: float | int | str | None = "unit"
+    learnable_logit_bias: bool = True
+    assumed_length: int | None = None
     tie_word_embeddings: bool = False
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -122,6 +124,7 @@ class SwatModelConfig(PreTrainedConfig):
                 qk_norm=self.qk_norm,
                 logit_bias=self.logit_bias,  # type: ignore[arg-type]
                 learnable_logit_bias=self.learnable_logit_bias,
+                assumed_length=self.assumed_length,
                 tie_embeddings=self.tie_word_embeddings,
                 norm_eps=self.rms_norm_eps,
                 init_std=self.initializer_range,

@@ -115,7 +115,8 @@ class SwatPreTrainedModel(PreTrainedModel):
             if module.slopes is not None and slopes is not None:
                 initialization.copy_(module.slopes, slopes)
             if module.logit_bias is not None:
-                initialization.constant_(module.logit_bias, config.bias_of(module.window) or 0.0)
+                bias = config.bias_of(module.window)
+                initialization.copy_(module.logit_bias, torch.as_tensor(0.0 if bias is None else bias))
 
 
 class SwatModel(SwatPreTrainedModel):

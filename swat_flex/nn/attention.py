@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swat_flex.api import flex_swat
 from swat_flex.decode import RingCache, swat_decode, swat_prefill
-from swat_flex.nn.config import Slopes, SwatConfig, slopes_for
+from swat_flex.nn.config import Slopes, SwatConfig, bias_for, slopes_for
 from swat_flex.positions import apply_rope, document_ids_from_attention_mask, per_head_dtype
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class SwatAttention(nn.Module):
 
     Attributes:
         window: keys per query, its own included; None is all of them.
-        slopes: `[heads]`, logits per token of distance, where learnable_slopes; else None.
-        logit_bias: `[heads]`, where learnable_logit_bias; else None.
+        slopes: `[heads]`, logits per token of distance, where they are learnt; else None.
+        logit_bias: `[heads]`, where it is learnt; else None.
     """
 
     slopes: Tensor | None
@@ -57,7 +57,7 @@ class SwatAttention(nn.Module):
         self.out = nn.Linear(config.heads * channels, width, bias=False)
         self.query_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.qk_norm else None
-        for name, learnable in (("slopes", config.learnable_slopes), ("logit_bias", config.learnable_logit_bias)):
+        for name, learnable in (("slopes", config.learns_slopes), ("logit_bias", config.learns_logit_bias)):
             self.register_parameter(name, nn.Parameter(torch.empty(config.heads)) if learnable else None)
         self.reset_parameters()
 
@@ -71,11 +71,12 @@ class SwatAttention(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
         with torch.no_grad():
-            start = self.config.head_slopes()
-            if self.slopes is not None and start is not None:
-                self.slopes.copy_(start)
+            slopes = self.config.head_slopes()
+            if self.slopes is not None and slopes is not None:
+                _fill(self.slopes, slopes)
             if self.logit_bias is not None:
-                nn.init.constant_(self.logit_bias, self.config.bias_of(self.window) or 0.0)
+                bias = self.config.bias_of(self.window)
+                _fill(self.logit_bias, torch.zeros(self.config.heads) if bias is None else bias)
 
     def forward(
         self,
@@ -130,7 +131,7 @@ class SwatAttention(nn.Module):
         dtype = per_head_dtype(q)
         slopes = slopes_for(self.config, q) if self.slopes is None else self.slopes.to(dtype)
         if self.logit_bias is None:
-            return slopes, self.config.bias_of(self.window)
+            return slopes, bias_for(self.config, self.window, q)
         return slopes, self.logit_bias.to(dtype)
 
     def _attend(
@@ -176,3 +177,15 @@ class SwatAttention(nn.Module):
             q, k, v, cache, mask=mask, slopes=slopes, logit_bias=logit_bias,
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip
+
+
+def _fill(parameter: Tensor, values: Tensor | float) -> None:
+    """Write values into a parameter that may be sharded over ranks."""
+    if isinstance(values, Tensor) and hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import DTensor, distribute_tensor  # a second of import
+
+        assert isinstance(parameter, DTensor)
+        values = distribute_tensor(
+            values.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    parameter.copy_(torch.as_tensor(values))

@@ -10,16 +10,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swat_flex.positions import Schedule, alibi_slopes, per_head_dtype
+from swat_flex.positions import Schedule, alibi_slopes, per_head_dtype, unit_logit_bias
 from swat_flex.tracing import can_cache, is_traced
 
 Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
+PAPER: dict[str, Any] = {
+    "slopes": "balanced", "learnable_slopes": False, "logit_bias": None, "learnable_logit_bias": False,
+}  # fmt: skip
+"""Fields of a `SwatConfig` with which it is the paper's Eq. 5 and `flex_swat`'s default, not the recipe."""
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
 
 
 @dataclass(frozen=True, slots=True)
 class SwatConfig:
     """A SWAT model, or one of its baselines. Every row of the paper's Tables 2 and 3 is one configuration.
+
+    The defaults are the recipe of docs/training.md: ALiBi's slopes and the unit bias, both learnt, beside rope. `PAPER`
+    holds what the paper has instead.
 
     >>> SwatConfig(heads=12, slopes="6:6").head_slopes()[5:7]
     tensor([-0.0156,  0.5000])
@@ -37,13 +44,15 @@ class SwatConfig:
         slopes: linear bias in logits per token of distance, negative favours recent keys. "balanced" and "alibi" as in
             `flex_swat`; "n:m" is the paper's wording, n negative heads and then m positive ones; None is no bias.
         slope_schedule: magnitudes for "n:m", "2^-k" (the paper's Eq. 4) or "2^-8k/h" (ALiBi's), each sign on its own.
-        learnable_slopes: the slopes above are where training starts.
+        learnable_slopes: the slopes above, where there are any, are where training starts.
         rope: rotary embedding on queries and keys.
         rope_base: its wavelength base.
         qk_norm: RMSNorm over each head's channels of queries and keys, before rope.
-        logit_bias: added to every logit: None, a number, or "-log(window)", with which σ's weights start by summing to
-            about 1 over a full window, as a softmax's do.
+        logit_bias: added to every logit: None, a number, or where σ's weights shall sum to 1 over a full window at the
+            start, as a softmax's do: "unit", for each head by its slope (`unit_logit_bias`), or "-log(window)", for
+            slopes of 0. A softmax has no use for "unit" and then has no bias.
         learnable_logit_bias: the bias above (None: 0) is where training starts, one per head.
+        assumed_length: keys per query that "unit" reckons with in layers whose window is None, and needs there.
         tie_embeddings: the output head is the embedding.
         norm_eps: of every RMSNorm.
         init_std: standard deviation of the initial weights.
@@ -62,14 +71,15 @@ class SwatConfig:
     intermediate_size: int | None = None
     window: int | tuple[int | None, ...] | None = 512
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
-    slopes: str | None = "balanced"
+    slopes: str | None = "alibi"
     slope_schedule: Schedule = "2^-k"
-    learnable_slopes: bool = False
+    learnable_slopes: bool = True
     rope: bool = True
     rope_base: float = 10000.0
     qk_norm: bool = False
-    logit_bias: float | Literal["-log(window)"] | None = None
-    learnable_logit_bias: bool = False
+    logit_bias: float | Literal["unit", "-log(window)"] | None = "unit"
+    learnable_logit_bias: bool = True
+    assumed_length: int | None = None
     tie_embeddings: bool = False
     norm_eps: float = 1e-5
     init_std: float = 0.02
@@ -115,11 +125,29 @@ class SwatConfig:
             positive = int(self.slopes.split(":")[1])
         return alibi_slopes(self.heads, positive=positive, schedule=schedule, device=device, dtype=dtype)
 
-    def bias_of(self, window: int | None) -> float | None:
-        """The logit bias of a layer with this window, at the start of training."""
-        if isinstance(self.logit_bias, str):
+    @property
+    def learns_slopes(self) -> bool:
+        """Tell whether slopes are parameters."""
+        return self.learnable_slopes and self.slopes is not None
+
+    @property
+    def learns_logit_bias(self) -> bool:
+        """Tell whether the logit bias is a parameter."""
+        return self.learnable_logit_bias and not (self.logit_bias == "unit" and self.activation == "softmax")
+
+    def bias_of(
+        self, window: int | None, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor | float | None:
+        """The logit bias of a layer with this window at the start of training: `[heads]` for "unit", else a number."""
+        if self.logit_bias == "-log(window)":
             return None if window is None else -math.log(window)
-        return self.logit_bias
+        if self.logit_bias != "unit":
+            return self.logit_bias
+        keys = self.assumed_length if window is None else window
+        if self.activation == "softmax" or keys is None:
+            return None
+        slopes = self.head_slopes(device, dtype)
+        return unit_logit_bias(torch.zeros(self.heads, device=device, dtype=dtype) if slopes is None else slopes, keys)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain values, as JSON has them; `from_dict` turns them back."""
@@ -147,7 +175,7 @@ def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
     dtype = per_head_dtype(q)
     if is_traced(q):
         return config.head_slopes(q.device, dtype)
-    key = (config.slopes, config.slope_schedule, q.device, dtype)
+    key = (config.slopes, config.slope_schedule, q.device, dtype)  # "n:m" tells the heads
     made = _made.get(key)
     if made is None:
         made = config.head_slopes(q.device, dtype)
@@ -157,7 +185,30 @@ def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
     return made
 
 
-_made: dict[tuple[str | None, str, torch.device, torch.dtype], Tensor] = {}
+def bias_for(config: SwatConfig, window: int | None, q: Tensor) -> Tensor | float | None:
+    """`flex_swat`'s argument logit_bias for the fixed bias of a configuration, made once per device and dtype.
+
+    Args:
+        config: the model's.
+        window: of the layer.
+        q: `[B, heads, L, D]`, whose device and dtype it is for.
+    """
+    dtype = per_head_dtype(q)
+    if config.logit_bias != "unit" or is_traced(q):
+        return config.bias_of(window, q.device, dtype)
+    key = ("unit", config.slopes, config.slope_schedule, config.heads, window or config.assumed_length, q.device, dtype)
+    made = _made.get(key)
+    if made is None:
+        bias = config.bias_of(window, q.device, dtype)
+        if not isinstance(bias, Tensor):
+            return bias
+        made = bias
+        if can_cache(made) and len(_made) < 256:
+            _made[key] = made
+    return made
+
+
+_made: dict[tuple[object, ...], Tensor] = {}
 
 
 def _check_sizes(config: SwatConfig) -> None:
@@ -201,13 +252,26 @@ def _check_choices(config: SwatConfig) -> None:
     _one_of("slope_schedule", config.slope_schedule, ("2^-k", "2^-8k/h"))
     _one_of("backend", config.backend, ("auto", "flex", "triton", "cpp", "banded", "naive"))
     _check_slopes(config)
+    _check_bias(config)
+
+
+def _check_bias(config: SwatConfig) -> None:
     bias = config.logit_bias
+    if config.assumed_length is not None:
+        _whole("assumed_length", config.assumed_length, least=2)
     if isinstance(bias, str):
-        _one_of("logit_bias", bias, ("-log(window)",))
-        if None in config.windows:
+        _one_of("logit_bias", bias, ("unit", "-log(window)"))
+        if bias == "-log(window)" and None in config.windows:
             raise ValueError(f"logit_bias: expected a number or None where a window is None, got {bias!r}")
+        if bias == "unit" and config.activation == "sigmoid":
+            if None in config.windows and config.assumed_length is None:
+                raise ValueError(
+                    "assumed_length: expected keys per query for the unit bias where a window is None, got None"
+                )
+            if 1 in config.windows:
+                raise ValueError("logit_bias: expected a number or None where a window is 1, got 'unit'")
     elif bias is not None and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
-        raise TypeError(f"logit_bias: expected a float, '-log(window)' or None, got {type(bias).__name__}")
+        raise TypeError(f"logit_bias: expected a float, 'unit', '-log(window)' or None, got {type(bias).__name__}")
     elif bias is not None and not math.isfinite(bias):
         raise ValueError(f"logit_bias: expected a finite number, got {bias}")
 
@@ -215,8 +279,6 @@ def _check_choices(config: SwatConfig) -> None:
 def _check_slopes(config: SwatConfig) -> None:
     slopes = config.slopes
     if slopes is None:
-        if config.learnable_slopes:
-            raise ValueError("learnable_slopes: expected slopes to start from, got slopes=None")
         return
     if not isinstance(slopes, str):
         raise TypeError(f"slopes: expected {SPLIT}, got {type(slopes).__name__}")
@@ -229,11 +291,11 @@ def _check_slopes(config: SwatConfig) -> None:
         raise ValueError(f"slopes: expected negative:positive to sum to heads = {config.heads}, got {slopes!r}")
 
 
-def _whole(name: str, value: object) -> None:
+def _whole(name: str, value: object, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

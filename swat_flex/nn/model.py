@@ -75,8 +75,7 @@ class SwatTransformer(nn.Module):
     """A language model of SWAT layers: pre-norm RMSNorm, SwiGLU, no biases, tied or untied head.
 
     Initialisation: every matrix and the embedding N(0, init_std²), the two that write into the residual stream divided
-    by √(2·layers), so that its variance does not grow with depth; norms 1. A sigmoid has no normaliser: at the start
-    each weight is near ½ and a row sums a window of values; `logit_bias="-log(window)"` starts the sum near 1 instead.
+    by √(2·layers), so that its variance does not grow with depth; norms 1; slopes and bias as the configuration says.
 
     `reset_parameters` draws it all again, after `to_empty` of a model made under `torch.device("meta")` too.
 

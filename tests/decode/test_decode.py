@@ -1,6 +1,7 @@
 """Decoding against the full forward: token by token, mixed lengths, beams, compiled; locality, errors."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -10,8 +11,16 @@ from torch._dynamo.testing import CompileCounterWithBackend  # private: counts g
 from torch.utils.flop_counter import FlopCounterMode
 
 from swat_flex import RingCache, flex_swat, naive_swat, swat_decode, swat_prefill
+from swat_flex.backends import cpp
 from swat_flex.backends.banded import decode as plain
+from swat_flex.backends.cpp import library
+from swat_flex.backends.cpp.build import BuildError
+from swat_flex.decode.attend import choose
+from swat_flex.problem import Problem
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
+
+needs_compiler = pytest.mark.skipif(library.trouble() is not None, reason="no C++ compiler")
+BACKENDS = ["banded", pytest.param("cpp", marks=needs_compiler)]
 
 
 def token_by_token(q, k, v, window, queries=1, step=1, **options):
@@ -23,13 +32,14 @@ def token_by_token(q, k, v, window, queries=1, step=1, **options):
     return torch.cat(rows, 2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("queries", "step"), [(1, 1), (4, 1), (4, 3), (4, 4)])
 @pytest.mark.parametrize(("window", "group"), [(1, 2), (2, 1), (8, 3), (33, 2)])
-def test_token_by_token_is_the_full_forward(window, group, queries, step, dtype):
-    q, k, v = inputs(3 * window + 2, group, dtype, batch=4, value_dim=40)
+def test_token_by_token_is_the_full_forward(window, group, queries, step, dtype, backend):
+    q, k, v = inputs(3 * window + 2, group, dtype, batch=32, value_dim=40)
     options = some_options(q)
-    actual = token_by_token(q, k, v, window, queries, step, **options)
+    actual = token_by_token(q, k, v, window, queries, step, backend=backend, **options)
     exact, rough = exact_swat(q, k, v, window, **options), rough_swat(q, k, v, window, **options)
     assert_within_budget(actual, exact=exact, rough=rough, window=window)
     for tokens in {1, window - 1, window, window + 1, 3 * window} - {0}:
@@ -37,6 +47,42 @@ def test_token_by_token_is_the_full_forward(window, group, queries, step, dtype)
         assert_within_budget(
             actual[:, :, row], exact=exact[:, :, row], rough=rough[:, :, row], name=f"token {tokens}", window=window
         )
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "heads", "group", "tokens", "window", "head_dim", "value_dim"),
+    [
+        (1, 1, 4, 1, 5000, 128, 128),
+        (3, 2, 1, 1, 700, 80, 24),
+        (2, 1, 7, 3, 1100, 40, 256),
+        (33, 2, 2, 1, 100, 64, 64),
+        (1, 3, 3, 16, 300, 1, 5),
+    ],
+)
+def test_keys_split_over_tasks_add_up(batch, heads, group, tokens, window, head_dim, value_dim, dtype):
+    """Rows of other lengths side by side, the ring wrapped in some, and to the bit for any number of threads."""
+    q, k, v = inputs(2 * window, group, dtype, batch, heads, head_dim, value_dim)
+    lengths = [max(2 * window - 97 * row, tokens) for row in range(batch)]
+    cache = cache_for(k, v, window, queries=tokens)
+    cache.append(k, v, torch.arange(2 * window) < torch.tensor(lengths)[:, None])
+    new, options, before = q[:, :, :tokens], some_options(q), torch.get_num_threads()
+    options["slopes"] *= 30 / window
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(swat_decode(new, cache, backend="cpp", **options))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other, results[0]) for other in results)
+    own = [[x[row : row + 1, :, :length] for x in (k, v)] for row, length in enumerate(lengths)]
+    exact, rough = (
+        torch.cat([f(new[row : row + 1], *kv, window, **options) for row, kv in enumerate(own)])
+        for f in (exact_swat, rough_swat)
+    )
+    assert_within_budget(results[0], exact=exact, rough=rough, window=window)
 
 
 @pytest.mark.parametrize("slopes", ["balanced", "alibi", None])
@@ -111,17 +157,22 @@ def test_more_queries_than_tokens_see_nothing():
     torch.testing.assert_close(out[:1, :, 2:], naive_swat(q[:1, :, 2:4], k[:1, :, 2:4], v[:1, :, 2:4], 4))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e30])
-def test_an_unseen_slot_changes_no_bit(value):
+def test_an_unseen_slot_changes_no_bit(value, backend):
     """Keys and values: of slots not reached, left over from before a reset, and past the window in a wider ring."""
     q, k, v = inputs(30)
+
+    def newest(cache):
+        return swat_decode(q[:, :, :1], cache, backend=backend)
+
     fresh, used = cache_for(k, v, 9, queries=4), cache_for(k, v, 9, queries=4)
     junk = torch.full_like(k, value), torch.full_like(v, value)
     used.append(*junk)
     used.reset()
     for cache in (fresh, used):
         cache.append(k[:, :, :3], v[:, :, :3])
-    assert torch.equal(swat_decode(q[:, :, :1], used), swat_decode(q[:, :, :1], fresh))
+    assert torch.equal(newest(used), newest(fresh))
     assert torch.equal(
         swat_prefill(q[:, :, :2], k[:, :, :2], v[:, :, :2], copy.deepcopy(used)),
         swat_prefill(q[:, :, :2], k[:, :, :2], v[:, :, :2], copy.deepcopy(fresh)),
@@ -130,15 +181,16 @@ def test_an_unseen_slot_changes_no_bit(value):
     fresh.append(k[:, :, :4], v[:, :, :4])
     for cache in (fresh, used):
         cache.append(k[:, :, 4:13], v[:, :, 4:13])
-    assert torch.equal(swat_decode(q[:, :, :1], used), swat_decode(q[:, :, :1], fresh))
+    assert torch.equal(newest(used), newest(fresh))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("logit", [-20.0, -12.0, 0.0, 8.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_tail_of_the_sigmoid_is_exact(logit, dtype):
+def test_the_tail_of_the_sigmoid_is_exact(logit, dtype, backend):
     cache, q = RingCache(1, 1, 1, 8, dtype=dtype), torch.zeros(1, 1, 1, 8, dtype=dtype)
     cache.append(q, torch.full_like(q, 2.0**15))
-    out = swat_decode(q, cache, slopes=None, logit_bias=logit).double()
+    out = swat_decode(q, cache, slopes=None, logit_bias=logit, backend=backend).double()
     exact = torch.sigmoid(torch.tensor(logit, dtype=torch.float64)) * 2.0**15
     assert ((out - exact).abs() / exact).max() < 2**-8
 
@@ -190,7 +242,7 @@ def test_a_compiled_step_writes_the_ring_in_place():
     with torch.inference_mode():
         for mask in (None, torch.tensor([[True], [False]])):
             _, (code, *_) = run_and_get_code(torch.compile(step, fullgraph=True), *new, cache, mask)
-            assert "banded_decode" in code
+            assert re.search("(cpp|banded)_decode", code)
             assert "= empty_strided_cpu((2, 2, 16, 8)" not in code
 
 
@@ -198,9 +250,9 @@ def test_chunks_of_the_ring_add_up(monkeypatch):
     q, k, v = inputs(700, dtype=torch.bfloat16, batch=4)
     cache = cache_for(k, v, 500, queries=3)
     cache.append(k, v)
-    whole = swat_decode(q[:, :, -3:], cache)
+    whole = swat_decode(q[:, :, -3:], cache, backend="banded")
     monkeypatch.setattr(plain, "CHUNK", 0)  # the least: 64 slots
-    torch.testing.assert_close(swat_decode(q[:, :, -3:], cache), whole)
+    torch.testing.assert_close(swat_decode(q[:, :, -3:], cache, backend="banded"), whole)
 
 
 def test_under_autocast_everything_takes_the_dtype_of_the_cache():
@@ -242,13 +294,15 @@ def test_flops_are_those_of_a_full_window():
     assert counter.get_total_flops() == 2 * 2 * 4 * 10 * (16 + 24)
 
 
-def test_the_operator_passes_torchs_own_check():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_operator_passes_torchs_own_check(backend):
+    operator = getattr(torch.ops.swat_flex, f"{backend}_decode")
     q, k, v = inputs(12)
     cache = cache_for(k, v, 6, queries=2)
     cache.append(k, v)
     rest = (cache.keys, cache.values, cache.length)
     for vectors in ((None, None), (torch.randn(4), torch.randn(4))):
-        torch.library.opcheck(torch.ops.swat_flex.banded_decode, (q[:, :, :2], *rest, *vectors, 6, 0.3))
+        torch.library.opcheck(operator, (q[:, :, :2], *rest, *vectors, 6, 0.3))
 
 
 GOOD = torch.zeros(2, 4, 2, 16)
@@ -267,7 +321,7 @@ GOOD = torch.zeros(2, 4, 2, 16)
         (GOOD, {"slopes": torch.zeros(2)}, ValueError, "slopes: expected shape [Hq] = [4], got [2]"),
         (GOOD, {"scale": "1"}, TypeError, "scale: expected a float or None, got str"),
         (GOOD, {"logit_bias": [1]}, TypeError, "logit_bias: expected a float, a torch.Tensor or None, got list"),
-        (GOOD, {"backend": "flex"}, ValueError, "backend: expected one of 'auto', 'triton', 'banded', got 'flex'"),
+        (GOOD, {"backend": "flex"}, ValueError, "backend: expected one of 'auto', 'triton', 'cpp', 'banded'"),
         (GOOD, {"cache": None}, TypeError, "cache: expected a RingCache, got NoneType"),
     ],
 )
@@ -281,6 +335,37 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not():
     cache = cache_for(k, v, 4)
     cache.append(k, v)
     expected = swat_decode(q[:, :, -1:], cache)
-    assert torch.equal(swat_decode(q[:, :, -1:], cache, backend="banded"), expected)
+    torch.testing.assert_close(swat_decode(q[:, :, -1:], cache, backend="banded"), expected)
     with pytest.raises(NotImplementedError, match=r"backend='triton': (the kernels need a GPU|triton is not)"):
         swat_decode(q[:, :, -1:], cache, backend="triton")
+    exact = RingCache(2, 2, 4, 16, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match=r"backend='cpp': its kernels compute in float32, got torch.float64"):
+        swat_decode(q[:, :, -1:].double(), exact, backend="cpp")
+    assert torch.equal(swat_decode(q[:, :, -1:].double(), exact), torch.zeros(2, 4, 1, 16).double())
+
+
+def a_step(device, dtype=torch.float32):
+    return dataclasses.replace(
+        Problem.of_self_attention(8, 64, 64, dtype, device, 64), q_len=1, kv_len=64, needs_grad=False
+    )
+
+
+def test_auto_on_cuda_is_triton_where_it_supports_the_step(monkeypatch):
+    pytest.importorskip("triton")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert choose(a_step("cuda", dtype)) == "triton"
+    assert choose(a_step("cuda", torch.float64)) == "banded"
+    assert choose(a_step("cuda"), "banded") == "banded"
+    monkeypatch.setattr("swat_flex.backends.triton.op._INSTALLED", False)
+    assert choose(a_step("cuda")) == "banded"
+
+
+def test_auto_on_a_cpu_is_cpp_where_a_compiler_works(monkeypatch):
+    monkeypatch.setattr(cpp, "supports", lambda problem: None)
+    assert choose(a_step("cpu")) == "cpp"
+    assert choose(a_step("meta")) == "banded"
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "_load", lambda: BuildError("no C++ compiler: g++ not found"))
+    assert choose(a_step("cpu")) == "banded"
+    with pytest.raises(NotImplementedError, match=r"backend='cpp': no C\+\+ compiler"):
+        choose(a_step("cpu"), "cpp")

@@ -6,6 +6,7 @@ from decode_inputs import cache_for, inputs
 from torch._dynamo.testing import CompileCounterWithBackend  # private: counts graphs; torch has no public counter
 
 from swat_flex import flex_swat, naive_swat, swat_decode, swat_prefill
+from swat_flex.decode import attend
 from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swat
 
 
@@ -108,4 +109,29 @@ def test_a_chunk_whose_lengths_differ_is_refused():
     cache = cache_for(k, v, 4)
     with pytest.raises(ValueError, match="q: expected k's 5 tokens, got 4"):
         swat_prefill(q[:, :, :4], k, v, cache)
+    assert cache.length.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("sizes", [[4] * 10, [1, 3, 2] * 6])
+def test_few_tokens_are_decoded_in_the_ring(sizes, monkeypatch):
+    """Without a copy of the window's keys; a gradient, a mask or a softmax goes the long way to the same numbers."""
+    q, k, v = inputs(sum(sizes), dtype=torch.float64)
+    caches = [cache_for(k, v, 7, queries=4) for _ in range(2)]
+    monkeypatch.setattr(attend, "_joined", lambda *_: pytest.fail("copied the ring"))
+    rows, first = [], 0
+    for n in sizes:
+        rows.append(swat_prefill(*(x[:, :, first : first + n] for x in (q, k, v)), caches[0]))
+        first += n
+    monkeypatch.undo()
+    torch.testing.assert_close(torch.cat(rows, 2), naive_swat(q, k, v, 7), atol=1e-12, rtol=1e-12)
+    new = [x[:, :, :4].requires_grad_() for x in (q, k, v)]
+    for x in torch.autograd.grad(swat_prefill(*new, caches[1]).sum(), new):
+        assert x.abs().sum() > 0
+
+
+def test_a_step_that_is_refused_leaves_the_cache_as_it_was():
+    q, k, v = inputs(2)
+    cache = cache_for(k, v, 4, queries=2)
+    with pytest.raises(ValueError, match="slopes: expected one of"):
+        swat_prefill(q, k, v, cache, slopes="steep")
     assert cache.length.tolist() == [0, 0]

@@ -85,7 +85,7 @@ def _built(fault: Fault) -> Iterator[None]:
         path = kernels / fault.module
         path.write_text(_changed(fault, path.read_text()))
         _replace(undo, build, "SOURCES", kernels)
-        _replace(undo, library, "build", lambda: build.build(Path(folder) / "library"))
+        _replace(undo, library, "build", lambda: build.build(Path(folder) / "library", (*build.FLAGS, "-O1")))
         library._load.cache_clear()
         undo.callback(library._load.cache_clear)
         assert library.trouble() is None

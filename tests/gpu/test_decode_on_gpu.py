@@ -48,6 +48,14 @@ def test_prompt_and_steps_are_the_full_forward(window, group, head_dim, value_di
     assert_within(torch.cat(rows, 2).cpu(), exact=exact, rough=rough, window=window)
 
 
+def test_auto_is_triton():
+    q, k, v = (x.cuda() for x in inputs(100, torch.bfloat16))
+    cache = RingCache(2, 2, 64, 64, dtype=torch.bfloat16, device="cuda")
+    cache.append(k, v)
+    new = q[:, :, -1:]
+    assert torch.equal(swat_decode(new, cache), swat_decode(new, cache, backend="triton"))
+
+
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_mixed_lengths_repeat_to_the_bit_and_read_live_slots_alone(batch):
     q, k, v = (x.cuda() for x in inputs(700, torch.bfloat16, batch=batch))

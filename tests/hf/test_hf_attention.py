@@ -26,6 +26,13 @@ def gradients(model, implementation, shown, **inputs):
     return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def test_another_model_has_the_papers_attention_unless_told_otherwise():
+    module = other_model("Llama").model.layers[0].self_attn
+    q, k, v = torch.randn(3, 1, 4, 9, 8, dtype=torch.float64).unbind()
+    out, _ = swat_attention(module, q, k[:, ::2], v[:, ::2], None)
+    torch.testing.assert_close(out, naive_swat(q, k[:, ::2], v[:, ::2], None).transpose(1, 2), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("inputs", ["plain", "padded", "packed"])
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_softmax_it_is_transformers_own_attention(name, inputs):
@@ -45,7 +52,8 @@ def test_with_a_softmax_it_is_transformers_own_attention(name, inputs):
         torch.testing.assert_close(gradient, their_gradients[parameter], rtol=1e-8, atol=1e-10, msg=parameter)
 
 
-def test_mistral_with_it_is_our_model():
+@pytest.mark.parametrize("bias", ["-log(window)", "unit"])
+def test_mistral_with_it_is_our_model(bias):
     """The same weights in both: same slopes, bias, window, rope and heads. transformers' rope is float32."""
     names = {
         "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
@@ -55,11 +63,11 @@ def test_mistral_with_it_is_our_model():
         "model.layers": "blocks", "model.embed_tokens": "embedding", "lm_head": "head", "model.norm": "norm",
     }  # fmt: skip
     mistral = other_model("Mistral", rms_norm_eps=1e-5)
-    mistral.config.swat_flex = {"slopes": "3:1", "slope_schedule": "2^-8k/h", "logit_bias": "-log(window)"}
+    mistral.config.swat_flex = {"slopes": "3:1", "slope_schedule": "2^-8k/h", "logit_bias": bias}
     ours = SwatTransformer(
         SwatConfig(
             vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, window=5,
-            slopes="3:1", slope_schedule="2^-8k/h", logit_bias="-log(window)",
+            slopes="3:1", slope_schedule="2^-8k/h", logit_bias=bias, learnable_slopes=False, learnable_logit_bias=False,
         )
     ).double()  # fmt: skip
     state = {}
@@ -81,7 +89,11 @@ def test_mistral_with_it_is_our_model():
 @pytest.mark.parametrize("name", ["swat", "Mistral"])
 def test_packed_documents_are_as_if_alone(name, window):
     """By position_ids that start again, and by cumulative lengths, as transformers' flattening collator gives them."""
-    model = swat_model(sliding_window=window) if name == "swat" else other_model("Mistral", sliding_window=window)
+    model = (
+        swat_model(sliding_window=window, logit_bias=-1.0)
+        if name == "swat"
+        else other_model("Mistral", sliding_window=window)
+    )
     x = tokens(1)
     alone = torch.cat([model(part).logits for part in x.split([4, 6, 3], dim=1)], 1)
     lengths = {"cu_seq_lens_q": LENGTHS, "cu_seq_lens_k": LENGTHS, "max_length_q": 6, "max_length_k": 6}

@@ -21,8 +21,8 @@ WAYS = {
 }
 MODELS = {
     "swat": swat_model,
-    "swat of two windows": lambda: swat_model(windows=[3, None], learnable_slopes=True),
-    "swat of window 1": lambda: swat_model(sliding_window=1),
+    "swat of two windows": lambda: swat_model(windows=[3, None], assumed_length=9),
+    "swat of window 1": lambda: swat_model(sliding_window=1, logit_bias=-1.0),
     "swat with softmax": lambda: swat_model(activation="softmax"),
     "Mistral": lambda: other_model("Mistral"),
     "Mistral of window 1": lambda: other_model("Mistral", sliding_window=1),
@@ -117,7 +117,9 @@ def test_a_cache_of_another_model_is_refused():
     config.layer_types = ["chunked_attention"] * 2
     with pytest.raises(NotImplementedError, match="config: expected sliding or full attention"):
         SwatCache(config)
-    assert [type(layer) is RingLayer for layer in SwatCache(swat_model(windows=[3, None]).config).layers] == [
+    assert [
+        type(layer) is RingLayer for layer in SwatCache(swat_model(windows=[3, None], assumed_length=9).config).layers
+    ] == [
         True,
         False,
     ]

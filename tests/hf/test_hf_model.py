@@ -7,13 +7,15 @@ import torch
 from hf_models import PLAIN, SIZES, VOCABULARY, left_padded, swat_model, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from swat_flex import unit_logit_bias
 from swat_flex.hf import SwatCache, SwatForCausalLM, SwatModel, SwatModelConfig
-from swat_flex.nn import SwatConfig, SwatTransformer
+from swat_flex.nn import PAPER, SwatConfig, SwatTransformer
 
 VARIANTS = {
     "windows": {"windows": [3, None], "qk_norm": True, "logit_bias": -1.0},
     "tied": {"tie_word_embeddings": True, "slopes": "3:1", "slope_schedule": "2^-8k/h"},
     "learnt": {"learnable_slopes": True, "learnable_logit_bias": True, "logit_bias": "-log(window)"},
+    "recipe of 9 keys": {"windows": [3, None], "assumed_length": 9},
     "softmax": {
         "activation": "softmax",
         "slopes": None,
@@ -68,11 +70,17 @@ def test_the_auto_classes_know_it(tmp_path):
 
 
 def test_weights_that_a_checkpoint_lacks_are_drawn_as_ours(tmp_path):
-    options = {"hidden_size": 256, "initializer_range": 0.05, "learnable_slopes": True, "slopes": "3:1"}
+    options = {"hidden_size": 256, "initializer_range": 0.05, "slopes": "3:1"}
     model = swat_model(dtype=torch.float32, **options)
     with torch.no_grad():
         model.transformer.blocks[0].attention.slopes.fill_(7.0)
-    lost = ("layers.1.attention.slopes", "layers.1.attention.out.weight", "layers.0.mlp.up.weight", "norm.weight")
+    lost = (
+        "layers.1.attention.slopes",
+        "layers.1.attention.logit_bias",
+        "layers.1.attention.out.weight",
+        "layers.0.mlp.up.weight",
+        "norm.weight",
+    )
     state = {name: w for name, w in model.state_dict().items() if name.removeprefix("model.") not in lost}
     model.save_pretrained(tmp_path, state_dict=state)
     loaded, report = SwatForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -80,6 +88,7 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_as_ours(tmp_path):
     drawn = loaded.transformer
     assert torch.equal(drawn.blocks[0].attention.slopes, torch.full((4,), 7.0))
     assert torch.equal(drawn.blocks[1].attention.slopes, model.config.to_swat().head_slopes())
+    assert torch.equal(drawn.blocks[1].attention.logit_bias, unit_logit_bias(model.config.to_swat().head_slopes(), 5))
     assert torch.equal(drawn.norm.weight, torch.ones(256))
     assert drawn.blocks[1].attention.out.weight.std().item() == pytest.approx(0.05 / 2, rel=0.05)
     assert drawn.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.05, rel=0.05)
@@ -103,6 +112,21 @@ def test_a_config_is_strict_and_comes_back(tmp_path):
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             SwatModelConfig(**{**SIZES, **options})
+
+
+def test_a_config_saved_before_the_recipe_stays_as_it_was(tmp_path):
+    """Every field of that time is in the file, null where it was None; assumed_length is not."""
+    SwatModelConfig(**SIZES, **PLAIN, **PAPER).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved.keys() >= PAPER.keys()
+    del saved["assumed_length"]
+    path.write_text(json.dumps(saved))
+    config = AutoConfig.from_pretrained(tmp_path).to_swat()
+    assert {name: getattr(config, name) for name in PAPER} == PAPER
+    assert {name: getattr(SwatModelConfig().to_swat(), name) for name in PAPER} == {
+        name: getattr(SwatConfig(), name) for name in PAPER
+    }
 
 
 def test_embeddings_grow(tmp_path):

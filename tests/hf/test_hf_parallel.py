@@ -1,4 +1,4 @@
-"""Tensor parallelism of transformers' own models: each rank has the slopes of the heads that it holds."""
+"""Tensor parallelism of transformers' own models: each rank has the slopes and bias of the heads that it holds."""
 
 import os
 import subprocess
@@ -15,10 +15,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from swat_flex.hf import swat_attention
 
 
+@pytest.mark.parametrize("bias", [None, {"logit_bias": "unit", "assumed_length": 9}], ids=["no bias", "unit"])
 @pytest.mark.parametrize("slopes", ["balanced", "alibi", "3:1", None])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_has_the_slopes_of_its_heads(rank, slopes):
-    module = other_model("Llama", swat_flex={"slopes": slopes}).model.layers[0].self_attn
+def test_a_rank_has_the_slopes_and_bias_of_its_heads(rank, slopes, bias):
+    module = other_model("Llama", swat_flex={"slopes": slopes, **(bias or {})}).model.layers[0].self_attn
     q, k, v = torch.randn(3, 1, 4, 9, 8, dtype=torch.float64).unbind()
     whole, _ = swat_attention(module, q, k[:, ::2], v[:, ::2], None)
     mine = slice(2 * rank, 2 * rank + 2)

@@ -13,7 +13,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "windows differ, learnt bias": {"window": (3, 8), "learnable_slopes": True, "logit_bias": -1.0, "qk_norm": True},
     "sliding softmax": {"window": 7, "activation": "softmax", "slopes": None},
     "full softmax": {"window": None, "activation": "softmax", "slopes": None},
-    "full sigmoid": {"window": (None, 4), "rope": False},
+    "full sigmoid": {"assumed_length": 9, "window": (None, 4), "rope": False},
 }
 
 
@@ -83,7 +83,9 @@ def test_a_compiled_step_is_one_graph_for_every_position():
 
 
 def test_a_bfloat16_model_generates():
-    model = SwatTransformer(SwatConfig(vocab_size=31, hidden_size=24, layers=2, heads=4, window=(7, None))).bfloat16()
+    model = SwatTransformer(
+        SwatConfig(vocab_size=31, hidden_size=24, layers=2, heads=4, window=(7, None), assumed_length=9)
+    ).bfloat16()
     assert model.generate(text(2, 9), 9, prefill=4).shape == (2, 18)
 
 
@@ -146,6 +148,6 @@ def test_wrong_arguments_are_refused(options, parts):
 
 
 def test_a_full_layer_asks_for_a_capacity():
-    model = SwatTransformer(SwatConfig(vocab_size=4, hidden_size=8, layers=1, heads=2, window=None))
+    model = SwatTransformer(SwatConfig(vocab_size=4, hidden_size=8, layers=1, heads=2, window=None, assumed_length=9))
     with pytest.raises(ValueError, match="capacity: expected a number of tokens"):
         model.new_cache(1)

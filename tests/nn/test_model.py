@@ -1,18 +1,24 @@
 """The model: what it computes, what it ignores, and the ways PyTorch treats a module."""
 
 import copy
+import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from swat_flex import SwatAttention, SwatConfig, SwatTransformer, apply_rope, naive_swat
+from swat_flex import SwatAttention, SwatConfig, SwatTransformer, apply_rope, naive_swat, unit_logit_bias
 from swat_flex.nn import chunked_cross_entropy
 from swat_flex.positions import slopes_of
 
 SMALL: dict[str, Any] = {"vocab_size": 31, "hidden_size": 24, "layers": 2, "heads": 4, "kv_heads": 2, "window": 7}
+OURS: dict[str, Any] = {"learnable_slopes": False, "learnable_logit_bias": False}  # the recipe, nothing learnt
 RICH: dict[str, Any] = {
     **SMALL, "window": (5, 9), "qk_norm": True, "learnable_slopes": True, "learnable_logit_bias": True,
     "logit_bias": "-log(window)", "slopes": "3:1", "tie_embeddings": True,
@@ -46,7 +52,7 @@ def test_attention_is_the_definition_between_its_projections():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, RICH, {"activation": "softmax", "window": None}], ids=["plain", "rich", "full"]
+    "options", [{}, RICH, {"activation": "softmax", "window": None}], ids=["recipe", "rich", "full"]
 )
 def test_a_document_and_padding_change_nothing_but_their_own_rows(options):
     model = model_of(**options)
@@ -71,8 +77,11 @@ def test_no_token_reads_a_later_one_nor_one_beyond_the_layers_reach():
     assert changed.max() <= 20 + 2 * 6  # receptive field 1 + (window − 1) · layers
 
 
-def test_initialisation_is_as_documented():
-    config = SwatConfig(**{**RICH, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "layers": 2})
+@pytest.mark.parametrize("bias", ["-log(window)", "unit"])
+def test_initialisation_is_as_documented(bias):
+    config = SwatConfig(
+        **{**RICH, "logit_bias": bias, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "layers": 2}
+    )
     model = SwatTransformer(config)
     for name, p in model.named_parameters():
         if p.dim() == 2:
@@ -82,7 +91,10 @@ def test_initialisation_is_as_documented():
             assert torch.equal(p, config.head_slopes())
         elif name.endswith("logit_bias"):
             layer = int(name.split(".")[1])
-            assert torch.equal(p, torch.full((4,), (5.0, 9.0)[layer]).log().neg()), name
+            window = (5, 9)[layer]
+            slopes = config.head_slopes()
+            expected = unit_logit_bias(slopes, window) if bias == "unit" else torch.full((4,), -math.log(window))
+            assert torch.equal(p, expected), name
         else:
             assert torch.equal(p, torch.ones_like(p)), name
 
@@ -117,14 +129,18 @@ def test_copies_pickles_and_strict_state_dicts_compute_the_same():
 def test_a_cast_model_keeps_its_slopes_exact():
     q = torch.empty(1, dtype=torch.bfloat16)
     for name in ("alibi", "balanced", "1:3"):
-        model = model_of(slopes=name).bfloat16()
-        slopes = slopes_of(model.blocks[0].attention._bias(q)[0], 4, q)
+        model = model_of(slopes=name, **OURS).bfloat16()
+        slopes, bias = model.blocks[0].attention._bias(q)
+        slopes = slopes_of(slopes, 4, q)
         assert torch.equal(slopes, model.config.head_slopes())
-        assert slopes_of(model.blocks[1].attention._bias(q)[0], 4, q) is slopes  # made once for all layers
+        assert torch.equal(bias, unit_logit_bias(slopes, 7))
+        again = model.blocks[1].attention._bias(q)
+        assert slopes_of(again[0], 4, q) is slopes  # made once for all layers
+        assert again[1] is bias
     assert model(text(1, 12)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("options", [{}, RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("options", [{}, OURS, RICH], ids=["recipe", "nothing learnt", "rich"])
 def test_gradient_checkpointing_and_compile_change_no_gradient(options):
     model, tokens = model_of(**options), text(2, 21)
     targets, ids = text(2, 21), torch.arange(21) // 8
@@ -188,3 +204,21 @@ def test_wrong_arguments_are_refused(call, parts):
     with pytest.raises(ValueError, match=parts[0]) as caught:
         call(model_of())
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_sharded_model_is_drawn_as_a_whole_one():
+    """FSDP2 shards parameters before they are drawn: meta device, `fully_shard`, `to_empty`, `reset_parameters`."""
+    config = SwatConfig(**SMALL)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())  # no other process is needed
+    try:
+        with torch.device("meta"):
+            model = SwatTransformer(config)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        model.to_empty(device="cpu")
+        model.reset_parameters()
+        attention = model.blocks[0].attention
+        parts = [attention.slopes.to_local().tolist(), attention.logit_bias.to_local().tolist()]
+    finally:
+        dist.destroy_process_group()
+    whole = SwatTransformer(config).blocks[0].attention
+    assert parts == [whole.slopes[:2].tolist(), whole.logit_bias[:2].tolist()]

@@ -112,11 +112,12 @@ def test_bytes_between_devices_are_those_of_the_tokens_that_the_last_device_lack
 
 @pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
 def test_a_page_quotes_the_committed_record(page):
-    found = readme.BLOCK.search(page.read_text())
-    assert found, f"{page.name} has no measured block"
-    committed = readme.ROOT / found["file"]
-    assert committed.parent == RESULTS
-    assert found[0] == readme.block(load(committed), found["file"], found["case"]), "run `python -m perf readme`"
+    blocks = list(readme.BLOCK.finditer(page.read_text()))
+    assert blocks, f"{page.name} has no measured block"
+    for found in blocks:
+        committed = readme.ROOT / found["file"]
+        assert committed.parent == RESULTS
+        assert found[0] == readme.block(load(committed), found["file"], found["case"]), "run `python -m perf readme`"
 
 
 def test_a_page_s_block_is_rewritten_and_nothing_else(tmp_path):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from perf.quality import __main__ as quality
 from perf.quality import report, verdict, workers
-from perf.quality.experiment import MULTIPLES, SIZES, VARIANTS, Run, chunks, model_of, read, train_and_read
+from perf.quality.experiment import KINDS, MULTIPLES, SIZES, VARIANTS, Run, Text, chunks, model_of, read, train_and_read
 from swat_flex.nn import SwatTransformer
 from swat_flex.training import read_corpus
 
@@ -20,33 +20,37 @@ TINY = SIZES["tiny"]
 
 
 @pytest.fixture(scope="module")
-def corpus():
-    return read_corpus()
+def code():
+    return Text.of("code")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains_and_reads_the_same_bytes_at_each_length(variant, corpus):
-    run = train_and_read(variant, TINY, 0, corpus, torch.device("cpu"))
+def test_every_variant_trains_and_reads_the_same_bytes_at_each_length(variant, code):
+    run = train_and_read(variant, 3e-3, 0, TINY, code, torch.device("cpu"))
     assert list(run.loss) == [times * TINY.length for times in MULTIPLES]
     assert all(4 < loss < 12 for loss in run.loss.values())
     assert sum(run.by_position) / 16 == pytest.approx(run.loss[256])
+    assert list(run.curve) == [1, 2]
 
 
-def test_all_variants_start_from_the_same_parameters():
+def test_all_variants_start_from_the_same_matrices():
     first = []
     for variant in VARIANTS.values():
         torch.manual_seed(3)
-        first.append(SwatTransformer(model_of(variant, TINY)).state_dict())
+        state = SwatTransformer(model_of(variant, TINY)).state_dict()
+        first.append({name: x for name, x in state.items() if not name.endswith(("slopes", "logit_bias"))})
+        extra = sum(x.numel() for x in state.values()) - sum(x.numel() for x in first[-1].values())
+        assert extra == 12 * TINY.layers * variant.learnt * (1 + variant.unit)
     for other in first[1:]:
         assert other.keys() == first[0].keys()
         assert all(torch.equal(other[name], first[0][name]) for name in other)
 
 
-def test_the_same_tokens_are_predicted_whatever_the_row_length(corpus):
+def test_the_same_tokens_are_predicted_whatever_the_row_length(code):
     """A model that sees one token back and no position says the same of each."""
     torch.manual_seed(0)
     model = SwatTransformer(dataclasses.replace(model_of(VARIANTS["SWAT 12:0"], TINY), window=1))
-    bits = [read(model, corpus, TINY, times) for times in MULTIPLES]
+    bits = [read(model, code.reported, TINY, times) for times in MULTIPLES]
     torch.testing.assert_close(bits[0].flatten(), bits[1].flatten(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bits[0].flatten(), bits[2].flatten(), rtol=1e-4, atol=1e-4)
 
@@ -54,13 +58,31 @@ def test_the_same_tokens_are_predicted_whatever_the_row_length(corpus):
 def test_chunks_are_documents_longer_than_asked():
     stream = torch.tensor([0, 7, 7, 0, 7, 7, 7, 7, 0, 7, 0, 7, 7, 7], dtype=torch.uint8)
     assert chunks(stream, 3, 2) == [3, 10]
-    with pytest.raises(ValueError, match="expected 2 documents of over 4 bytes, got 1"):
+    assert chunks(stream, 2, 4) == [0, 3, 10, 5]  # a document's second piece after every document's first
+    with pytest.raises(ValueError, match="expected 2 pieces of over 4 bytes, got 1"):
         chunks(stream, 4, 2)
+
+
+@pytest.mark.parametrize("kind", ["code", "prose"])
+def test_texts_for_training_choosing_and_reporting_are_apart(kind, tmp_path, monkeypatch):
+    if kind == "prose" and not list(Path("/usr/share/vim").glob("vim[0-9]*/doc")):
+        pytest.skip("needs Vim's help: Debian's vim-runtime")
+    text, whole = Text.of(kind), []
+    monkeypatch.setattr(
+        "perf.quality.experiment.read_corpus", lambda *given: whole.append(read_corpus(*given)) or whole[0]
+    )
+    assert Text.of(kind).corpus.fingerprint == text.corpus.fingerprint
+    train, held_out = text.corpus.train, text.corpus.held_out
+    assert torch.equal(text.reported, whole[0].held_out)
+    assert len(train) + len(held_out) == len(whole[0].train)
+    assert train[0] == held_out[0] == 0  # both are cut at the borders of documents
+    assert 0.01 < len(held_out) / len(whole[0].train) < 0.2
+    assert len(chunks(text.reported, 4096, 20)) == 20
 
 
 def made_up(**losses):
     return [
-        Run(name, seed, 1, {16: loss}, [loss] * 16, 1.0)
+        Run(name, 3e-3, seed, 1, {16: loss}, [loss] * 16, {2: loss}, 1.0)
         for name, values in losses.items()
         for seed, loss in enumerate(values)
     ]
@@ -83,41 +105,107 @@ def test_the_interval_is_students():
     assert verdict.Mean.of([1.0]).half == math.inf
 
 
-def test_a_process_of_its_own_trains_the_same_model(corpus):
-    here = train_and_read("SWAT 6:6", TINY, 1, corpus, torch.device("cpu"))
-    (there,) = workers.train_all([("SWAT 6:6", 1)], TINY, 1, torch.device("cpu"))
+def test_a_process_of_its_own_trains_the_same_model(code):
+    here = train_and_read("SWAT 6:6", 6e-3, 1, TINY, code, torch.device("cpu"))
+    (there,) = workers.train_all([("SWAT 6:6", 6e-3, 1)], TINY, "code", 1, torch.device("cpu"))
     assert there.loss == pytest.approx(here.loss, rel=1e-5)
 
 
-def test_an_interrupted_experiment_goes_on(tmp_path, monkeypatch):
+RATES = {"SWAT recipe": 6e-3}  # at which a kind is best here; the others are at 3e-3
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Tasks that were trained, in order; `trained.limit` of them, then Ctrl-C."""
+
+    class Trained(list):
+        limit = 1000
+
+    done = Trained()
+
+    def train_all(missing, size, text, jobs, device):
+        for name, rate, seed in missing:
+            if len(done) == done.limit:
+                raise KeyboardInterrupt
+            done.append((name, rate, seed))
+            bits = 3.0 + seed / 10 + (rate != RATES.get(name, 3e-3))
+            yield Run(
+                name, rate, seed, 9, {16: bits, 64: bits, 256: bits + len(done) / 100}, [bits] * 16, {2: bits}, 1.0
+            )
+
+    monkeypatch.setattr(quality.workers, "train_all", train_all)
+    return done
+
+
+def test_an_interrupted_experiment_goes_on(tmp_path, trained):
     """What is finished is read, not trained again; the record is read back and drawn."""
-    trained = []
-
-    def stop_after_three(missing, size, jobs, device):
-        for name, seed in missing[: 3 - len(trained)] if len(trained) < 3 else missing:
-            trained.append((name, seed))
-            yield Run(name, seed, 9, {16: 3.0 + seed, 64: 3.0, 256: 3.5 + len(trained) / 10}, [3.0] * 16, 1.0)
-        if len(trained) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(quality.workers, "train_all", stop_after_three)
-    call = ["--size", "tiny", "--seeds", "2", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "r.json")]
-    app = quality.app
-    assert CliRunner().invoke(app, call).exit_code != 0
-    result = CliRunner().invoke(app, [*call, "--png", str(tmp_path / "r.png")])
+    call = ["--size", "tiny", "--seeds", "2", "--kinds", "paper", "--work", str(tmp_path / "work")]
+    call += ["--json", str(tmp_path / "r.json")]
+    trained.limit = 3
+    assert CliRunner().invoke(quality.app, call).exit_code != 0
+    trained.limit = 1000
+    result = CliRunner().invoke(
+        quality.app, [*call, "--png", str(tmp_path / "r.png"), "--page", str(tmp_path / "r.md")]
+    )
     assert result.exit_code == 0, result.output
-    assert len(trained) == len(set(trained)) == 2 * len(VARIANTS)
+    kinds = KINDS["paper"]
+    assert len(trained) == len(set(trained)) == 3 * len(kinds)  # two rates with seed 0, the best with seed 1
     record = report.Record.read(tmp_path / "r.json")
-    assert len(record.runs) == 14
+    assert len(record.runs) == 2 * len(kinds)
     assert record.size == TINY
     assert (tmp_path / "r.png").stat().st_size > 10_000
-    shown = CliRunner().invoke(app, ["--report", str(tmp_path / "r.json")])
+    assert (tmp_path / "r.md").read_text() == report.page(record)
+    shown = CliRunner().invoke(quality.app, ["--report", str(tmp_path / "r.json")])
     assert "SWAT 6:6, RoPE" in shown.output
+
+
+def test_each_kind_is_trained_with_its_best_rate(tmp_path, trained):
+    call = ["--size", "tiny", "--seeds", "3", "--kinds", "SWAT recipe;SWAT 6:6", "--work", str(tmp_path / "work")]
+    result = CliRunner().invoke(quality.app, [*call, "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    record = report.Record.read(tmp_path / "r.json")
+    assert {(run.variant, run.learning_rate) for run in record.runs} == {("SWAT recipe", 6e-3), ("SWAT 6:6", 3e-3)}
+    assert record.choice["SWAT recipe"] == {3e-3: 4.0, 6e-3: 3.0}
+    assert [row[0] for row in report.choices(record)] == ["peak learning rate", "SWAT recipe", "SWAT 6:6"]
+    (row,) = (row for row in report.rows_of(record) if row[0] == "SWAT recipe")
+    assert row[-3:] == ["3", "0.006", ""]
+
+
+def test_what_is_finished_can_be_reported(tmp_path, trained):
+    """Kinds with all rates tried, with as many seeds as each has; the others wait."""
+    call = ["--size", "tiny", "--seeds", "3", "--kinds", "SWAT 12:0;SWAT 8:4", "--work", str(tmp_path / "work")]
+    none = CliRunner().invoke(quality.app, [*call, "--finished"])
+    assert isinstance(none.exception, ValueError)
+    trained.limit = 5
+    CliRunner().invoke(quality.app, call)
+    result = CliRunner().invoke(quality.app, [*call, "--finished", "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    assert len(trained) == 5
+    record = report.Record.read(tmp_path / "r.json")
+    assert [(name, len(record.of(name))) for name in record.variants] == [("SWAT 12:0", 2), ("SWAT 8:4", 1)]
+    assert record.seeds == "1 to 2"
+    assert "not decided by 1 seed" in " ".join(report.sentences(record))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--size", "huge"], ["--size", "tiny", "'huge'"]),
+        (["--kinds", "SWAT 13:0"], ["--kinds", "paper", "'SWAT 13:0'"]),
+        (["--rates", "3e-3,0"], ["--rates", "positive", "'3e-3,0'"]),
+        (["--text", "verse"], ["--text", "code, prose", "'verse'"]),
+    ],
+)
+def test_a_wrong_option_is_named(arguments, parts, tmp_path):
+    result = CliRunner().invoke(quality.app, [*arguments, "--work", str(tmp_path)])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert all(part in said for part in parts), said
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema": 99}))
-    with pytest.raises(ValueError, match="expected a quality record of schema 1"):
+    with pytest.raises(ValueError, match="expected a quality record of schema 2"):
         report.Record.read(tmp_path / "r.json")
 
 

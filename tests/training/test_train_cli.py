@@ -6,13 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from swat_flex.cli import app
-from swat_flex.training import Trainer, load_checkpoint
+from swat_flex.nn import PAPER
+from swat_flex.training import (
+    SIZES,
+    Trainer,
+    TrainingConfig,
+    load_checkpoint,
+    load_model,
+    read_corpus,
+    save_checkpoint,
+)
 from swat_flex.training.checkpoint import checkpoints
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -99,6 +109,22 @@ def test_torchrun_shards_and_trains_the_same(folder, tmp_path):
     for name, x in alone["model"].items():
         torch.testing.assert_close(shared["model"][name], x, atol=2e-4, rtol=1e-3, msg=name)
     run("train", "--out", str(two), "--resume", "--steps", "5")
+
+
+def test_a_run_begun_before_the_recipe_goes_on_as_it_was(folder, tmp_path):
+    """Its checkpoint has the paper's attention and knows no assumed_length; a size given again is no other model."""
+    out, tiny_model = tmp_path / "run", SIZES["tiny"].model
+    old = Trainer(replace(tiny_model, **PAPER), TrainingConfig(steps=2, length=16, batch=2), read_corpus(folder), out)
+    old.run()
+    state = load_checkpoint(out)
+    del state["model_config"]["assumed_length"], state["format"]
+    save_checkpoint(out, state)
+    for step, options in ((3, []), (4, ["--size", "tiny"])):
+        run("train", "--out", str(out), "--resume", "--steps", str(step), *options)
+        model = load_model(out)
+        assert load_checkpoint(out)["step"] == step
+        assert {name: getattr(model.config, name) for name in PAPER} == PAPER
+    assert "hidden_size: expected 32" in refusal("train", "--out", str(out), "--resume", "--size", "small")
 
 
 @pytest.mark.parametrize(

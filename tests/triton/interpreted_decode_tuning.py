@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 import torch
 from interpreted_decode import a_step, run, split
+from sampling import sampled
 
 from autotune import Entry, Store, Timing
 from swat_flex import swat_decode
@@ -86,7 +87,7 @@ def test_a_configuration_in_force_fails_and_is_not_replaced(monkeypatch):
         run(triton, q, cache, options)
 
 
-@pytest.mark.parametrize("changes", [{}, {"q_len": 3, "kv_len": 72, "batch": 3, "has_slopes": False}], ids=str)
+@pytest.mark.parametrize("changes", sampled([{}, {"q_len": 3, "kv_len": 72, "batch": 3, "has_slopes": False}], 2))
 def test_tuning_accepts_right_steps_and_refuses_wrong_ones(changes, monkeypatch):
     of = Problem.of_self_attention(4, 70, 16, torch.float32, "cpu", 70)
     given = {"kv_heads": 2, "q_len": 1, "has_logit_bias": True, "needs_grad": False}

@@ -19,8 +19,8 @@ class _Tensor(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 4))
 
 
-_TENSORS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
-_POINTERS = ("slopes", "logit_bias", "ids", "per_head", "workspace", "region")
+TENSORS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+_POINTERS = ("slopes", "logit_bias", "ids", "length", "per_head", "workspace", "region")
 _NUMBERS = (
     *("ids_stride", "batch", "q_heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_dim", "left", "right"),
     *("threads", "block", "tile"),
@@ -31,7 +31,7 @@ class Call(ctypes.Structure):
     """`struct Call` of kernels/call.h, field by field."""
 
     _fields_ = (
-        *((name, _Tensor) for name in _TENSORS),
+        *((name, _Tensor) for name in TENSORS),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _NUMBERS),
         ("scale", ctypes.c_float),
@@ -45,7 +45,7 @@ def _load() -> Built | BuildError:
         built = build()
     except BuildError as error:
         return error
-    for name in ("swat_forward", "swat_backward"):
+    for name in ("swat_forward", "swat_backward", "swat_decode"):
         getattr(built.library, name).restype = None
         getattr(built.library, f"{name}_workspace").restype = ctypes.c_int64
     return built
@@ -97,21 +97,31 @@ def _region() -> int | None:
         return None
 
 
-def run(function: str, tensors: dict[str, Tensor], per_head: dict[str, Tensor | None], **numbers: Any) -> None:
-    """Call a kernel.
+def describe_call(tensors: dict[str, Tensor], per_head: dict[str, Tensor | None], **numbers: Any) -> Call:
+    """Fill in a call, but for the workspace and the parallel region.
 
     Args:
-        function: "swat_forward" or "swat_backward".
-        tensors: four axes each, by the names of `struct Call`.
+        tensors: four axes each, by the names of `struct Call`; q, k and v decide its sizes and type.
         per_head: contiguous tensors or None, by the names of its pointers.
         numbers: all the rest.
     """
-    library = built().library
-    call = Call(threads=torch.get_num_threads(), region=_region(), **numbers)
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    batch, q_heads, q_len, head_dim = q.shape
+    call = Call(
+        batch=batch, q_heads=q_heads, kv_heads=k.shape[1], q_len=q_len, kv_len=k.shape[2], head_dim=head_dim,
+        value_dim=v.shape[3], type=TYPES[q.dtype], threads=torch.get_num_threads(), **numbers,
+    )  # fmt: skip
     for name, x in tensors.items():
         setattr(call, name, _Tensor(x.data_ptr(), x.stride()))
     for name, x in per_head.items():  # type: ignore[assignment]  # None is a null pointer
         setattr(call, name, None if x is None else x.data_ptr())
+    return call
+
+
+def run(function: str, tensors: dict[str, Tensor], per_head: dict[str, Tensor | None], **numbers: Any) -> None:
+    """Call "swat_forward", "swat_backward" or "swat_decode"; the rest is `describe_call`'s."""
+    library = built().library
+    call = describe_call(tensors, per_head, region=_region(), **numbers)
     size = getattr(library, f"{function}_workspace")(ctypes.byref(call))
     workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
     call.workspace = workspace.data_ptr()

@@ -78,19 +78,11 @@ def _run(
         {"q": q, "k": k, "v": v, **tensors},
         {"slopes": slopes, "logit_bias": logit_bias, "ids": ids, "per_head": sums},
         ids_stride=ids.shape[1] if ids is not None and ids.dim() == 2 else 0,
-        batch=q.shape[0],
-        q_heads=q.shape[1],
-        kv_heads=k.shape[1],
-        q_len=q.shape[2],
-        kv_len=k.shape[2],
-        head_dim=q.shape[3],
-        value_dim=v.shape[3],
         left=left,
         right=right,
         block=config.block,
         tile=config.tile,
         scale=operands.scale,
-        type=library.TYPES[q.dtype],
     )
 
 

@@ -14,6 +14,7 @@ struct Call {  // mirrored by library.py; strides and sizes in elements, lengths
   Tensor q, k, v, out, grad, dq, dk, dv;
   const float *slopes, *logit_bias;  // [q_heads] or null
   const int32_t* ids;                // [batch or 1, kv_len] or null
+  const int64_t* length;             // [batch]: tokens in each row of a ring of kv_len slots
   float* per_head;                   // [2, q_heads] or null
   char* workspace;
   Region region;                     // null: threads of our own

@@ -1,7 +1,8 @@
-"""`banded` on a CPU against what a PyTorch user would write instead: float32, B1 H8 L4096 D64, window 512.
+"""`cpp` on a CPU against what a PyTorch user would write instead: float32, B1 H8 L4096 D64, window 512.
 
-`bench_ratios` times everybody in interleaved rounds of one run and holds `banded` to its bars; the others are the
-regression view of pytest-benchmark. Run with `make bench` on an idle machine: nothing here belongs in CI.
+`bench_ratios` times everybody in interleaved rounds of one run and holds `cpp` to its bars (`python -m perf bars` has
+more of them); the others are the regression view of pytest-benchmark. Run with `make bench` on an idle machine: nothing
+here belongs in CI.
 """
 
 from dataclasses import replace
@@ -19,6 +20,7 @@ from perf.peers.pytorch import FlexSoftmax, SdpaCausal
 
 CASE, ROUNDS = CPU[0], 11
 PEERS = {
+    "cpp": Swat("cpp"),
     "banded": Swat("banded"),
     "FlexAttention softmax": FlexSoftmax(),
     "naive": Naive(),
@@ -27,13 +29,8 @@ PEERS = {
 GROUPS = {"forward": "forward", "both": "forward and backward"}
 # Bars: share of a matrix product's FLOP/s, and speed-ups over the others.
 BARS = {
-    "forward": (0.45, {"FlexAttention softmax": 2.2, "naive": 30.0}),
-    "both": (0.45, {"naive": 20.0, "SDPA causal": 2.5}),
-}
-# Bars that a machine may miss without anything being wrong, and why.
-OUT_OF_REACH = {
-    "FlexAttention softmax": "where its C++ template multiplies with AVX-512 it reaches 0.6 of matmul's rate, and 2.2 "
-    "times that is more than matmul itself"
+    "forward": (0.85, {"banded": 1.2, "FlexAttention softmax": 1.7, "naive": 30.0}),
+    "both": (0.90, {"banded": 1.2, "naive": 20.0, "SDPA causal": 5.0}),
 }
 
 
@@ -68,28 +65,26 @@ def bench_pass(benchmark, passes, name):
 def bench_ratios(capsys, passes):
     share, speed_ups = BARS[passes]
     times = time_together({name: contender(name, passes) for name in contenders(passes)}, WallClock(), ROUNDS).timings
-    ours = times["banded"].median_ms
-    flops, _ = PEERS["banded"].definition(CASE).work(CASE, passes)
+    ours = times["cpp"].median_ms
+    flops, _ = PEERS["cpp"].definition(CASE).work(CASE, passes)
     of_matmul = (flops / ours) / (2 * 2048**3 / times["matmul 2048³"].median_ms)
     title = f"{GROUPS[passes]}: {of_matmul:.2f} of matmul's FLOP/s"
-    table = Table("", "ms", "spread", "banded is faster by", "bar", title=title)
+    table = Table("", "ms", "spread", "cpp is faster by", "bar", title=title)
     for name, t in times.items():
         bar = str(speed_ups.get(name, ""))
         table.add_row(name, f"{t.median_ms:.1f}", f"{t.spread:.0%}", f"{t.median_ms / ours:.2f}×", bar)
     show(capsys, table)
     assert of_matmul >= share
-    missed = {name for name, least in speed_ups.items() if times[name].median_ms / ours < least}
-    assert missed <= OUT_OF_REACH.keys()
-    if missed:
-        pytest.xfail("; ".join(OUT_OF_REACH[name] for name in missed))
+    for name, least in speed_ups.items():
+        assert times[name].median_ms / ours >= least, name
 
 
 @pytest.mark.parametrize("passes", PASSES)
 def bench_growth(capsys, passes):
     """Eight times the tokens take at most nine times as long; nobody else in the race, whose memory would disturb."""
-    runs = {length: contender("banded", passes, length) for length in (4096, 32768)}
+    runs = {length: contender("cpp", passes, length) for length in (4096, 32768)}
     times = time_together(runs, WallClock(), ROUNDS).timings
-    table = Table("tokens", "ms", "spread", title=f"banded, {GROUPS[passes]}")
+    table = Table("tokens", "ms", "spread", title=f"cpp, {GROUPS[passes]}")
     for length, t in times.items():
         table.add_row(str(length), f"{t.median_ms:.1f}", f"{t.spread:.0%}")
     show(capsys, table)
