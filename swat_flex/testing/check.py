@@ -14,7 +14,6 @@ from swat_flex.problem import Backend
 from swat_flex.testing.bound import rounding_bound
 from swat_flex.testing.budget import ENOUGH, measure
 from swat_flex.testing.case import SwatCase, on_device
-from swat_flex.testing.hardware import allowed_use
 from swat_flex.window import Window
 
 # How much of the budget may be used. In float32 the rule compares two evaluations in one precision, and logits far from
@@ -84,7 +83,7 @@ def _use(
         if not use <= 1:
             raise AssertionError(_element(case, backend, name, shares, actual, exact, bound))
         return use
-    limit = max(LIMITS[actual.dtype], allowed_use(actual.dtype, device))
+    limit = LIMITS[actual.dtype]
     budget = measure(actual, exact, rough, name=name, window=case.window)
     draws = 1
     for more in REDRAWS:

@@ -127,7 +127,7 @@ def main() -> None:
     torch.cuda._DeviceGuard = lambda index: contextlib.nullcontext()
     torch.cuda.set_device = lambda index: None
     case = torch.load(PATH, weights_only=False)
-    values = dict(case["inputs"]) | {"batch": len(case["inputs"]["q"])}
+    values = dict(case["inputs"])
     for module in case["modules"]:
         outputs = load(module["source"])([values[name] for name in module["inputs"]])
         values |= {name: x for name, x in zip(module["outputs"], outputs, strict=True) if name is not None}

@@ -163,8 +163,9 @@ def lower(case: dict) -> dict[str, object]:
             if "tem_fused" in name:
                 kernels[name] = sass.measure(name, source, CAPABILITY)
     names = {"out": recorder.names.get(id(out), "?"), "gradients": found}
-    run = arguments(case | {"batch": case.get("run_batch", case["batch"])})
-    return {"modules": recorder.modules, "kernels": kernels, "inputs": run, **names}
+    batch = case.get("run_batch", case["batch"])
+    inputs = arguments(case | {"batch": batch}) | {"batch": batch}
+    return {"modules": recorder.modules, "kernels": kernels, "inputs": inputs, **names}
 
 
 if __name__ == "__main__":

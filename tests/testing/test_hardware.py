@@ -6,10 +6,9 @@ from cases import Case
 
 from swat_flex import naive_swat, reference
 from swat_flex.testing.budget import measure
-from swat_flex.testing.hardware import allowed_use
+from swat_flex.testing.hardware import ULPS, allowed_use
 
 CASES = [Case(300, 64, head_dim=64), Case(700, None, head_dim=64), Case(1500, None, head_dim=16, kv_heads=1)]
-ULPS = 2  # by which ex2.approx, lg2.approx and rcp.approx may be off
 
 
 def by_special_functions(x, seen, activation):
