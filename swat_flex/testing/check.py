@@ -1,12 +1,12 @@
 """`check`: one case on one backend against the definition. Raises AssertionError with what was wrong.
 
-Two rules, for each tensor:
+Two rules:
 
 - No element is further from the exact result than rounding explains: `truth_of`, a theorem.
-- The rows of out and dv are not all too large, or all too small: with ρ_r the sum of a row's errors, in the direction
-  of the exact values, as a share of what is allowed, |Σ ρ_r| ≤ `LIMIT`·√(Σ ρ_r²) + what all rows may gain together.
-  Rows whose errors are independent and as often up as down exceed that with a chance of 2·e^(−LIMIT²/2), whatever the
-  errors' sizes (Hoeffding, given |ρ_r|): 5·10⁻¹¹, 10⁻⁴ per million cases of two tensors.
+- The rows of a float32 or float64 output are not all too large, or all too small: with ρ_r the sum of a row's errors,
+  in the direction of the exact values, as a share of what is allowed, |Σ ρ_r| ≤ `LIMIT`·√(Σ ρ_r²) + what all rows may
+  gain together. Rows whose errors are independent and as often up as down exceed that with a chance of 2·e^(−LIMIT²/2),
+  whatever the errors' sizes (Hoeffding, given |ρ_r|): 5·10⁻¹¹, 5·10⁻⁵ per million cases.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def check(case: SwatCase, backend: Backend, device: str = "cpu") -> Verdict:
         verdict = hold(truth, actual, _shared(case))
         seen = visible(case)
         _check_blind(seen, actual)
-        _check_unseen(case, backend, device, seen, actual)
+        if case.seed // 64 % 2:  # every other case: it costs as much as the call
+            _check_unseen(case, backend, device, seen, actual)
     except AssertionError as error:
         raise AssertionError(f"{error}\nbackend {backend}, {case}") from None
     return verdict
@@ -72,7 +73,7 @@ def hold(truth: Truth, actual: dict[str, Tensor], shared: tuple[int, ...] = ()) 
         shared: axes of a result `[B, H, L, D]` along which errors may be copies of one another, beside the last.
     """
     worst = Verdict()
-    trends = 0.0
+    trend = 0.0
     for name, result in actual.items():
         if result.shape != truth.exact[name].shape:
             raise AssertionError(f"{name}: expected shape {list(truth.exact[name].shape)}, got {list(result.shape)}")
@@ -84,24 +85,23 @@ def hold(truth: Truth, actual: dict[str, Tensor], shared: tuple[int, ...] = ()) 
         if not use <= 1:
             raise AssertionError(_element(name, shares, result, truth))
         worst = max(worst, Verdict(use, name), key=lambda verdict: verdict.use)
-        if name in truth.trend:
-            share, text = _trend(name, error, truth, shared)
-            if not share <= 1:
+        if name == "out" and truth.trend is not None:
+            trend, text = _trend(error, truth.trend, truth, shared)
+            if not trend <= 1:
                 raise AssertionError(text)
-            trends = max(trends, share)
-    return Verdict(worst.use, worst.name, trends)
+    return Verdict(worst.use, worst.name, trend)
 
 
-def _trend(name: str, error: Tensor, truth: Truth, shared: tuple[int, ...]) -> tuple[float, str]:
+def _trend(error: Tensor, drift: Tensor, truth: Truth, shared: tuple[int, ...]) -> tuple[float, str]:
     """The share of the rows' rule that is used, and the rule in numbers."""
     axes = (*shared, 3)
-    size = truth.allowed[name].sum(axes)
-    rows = (error * truth.exact[name].sign()).sum(axes) / size
-    gain = (truth.trend[name].sum(axes) / size).sum()
+    size = truth.allowed["out"].sum(axes)
+    rows = (error * truth.exact["out"].sign()).sum(axes) / size
+    gain = (drift.sum(axes) / size).sum()
     total, spread = float(rows.sum()), float(rows.square().sum().sqrt())
     allowed = LIMIT * spread + float(gain)
     text = (
-        f"{name}: {rows.numel()} rows are too {'large' if total > 0 else 'small'} together: {abs(total):.3g} of "
+        f"out: {rows.numel()} rows are too {'large' if total > 0 else 'small'} together: {abs(total):.3g} of "
         f"{allowed:.3g} allowed, {LIMIT:g} times {spread:.3g} of chance and {float(gain):.3g} that all may share"
     )
     return (abs(total) / allowed if allowed > 0 else 0.0), text

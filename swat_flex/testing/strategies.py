@@ -18,7 +18,7 @@ TILES = (16, 32, 64, 96, 128)
 EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
 DIMS = (8, 1, 16, 3, 5, 24, 32, 40, 64, 65, 80, 128, 256)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-PAIRS = 2**16  # batch × heads × queries × keys of the dense reference
+PAIRS = (2**14, 2**14, 2**14, 2**16)  # batch × heads × queries × keys of the dense reference: mostly few
 
 
 def lengths(longest: int) -> st.SearchStrategy[int]:
@@ -43,7 +43,7 @@ def swat_cases(
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
     activations: Sequence[str] = ("sigmoid",),
     longest: int = 200,
-    pairs: int = PAIRS,
+    pairs: int | None = None,
     least: int = 1,
     dims: Sequence[int] = DIMS,
     documents: Sequence[str] = DOCUMENTS,
@@ -56,7 +56,7 @@ def swat_cases(
     Args:
         dtypes, activations, dims, documents, slopes, biases: what may be drawn.
         longest: most keys.
-        pairs: most elements of batch × query heads × queries × keys.
+        pairs: most elements of batch × query heads × queries × keys; None is one of `PAIRS`.
         least: what a head counts at least of these pairs.
         fixed: fields of `SwatCase` that are not drawn.
     """
@@ -66,6 +66,7 @@ def swat_cases(
 
     length = pick("length", lengths(longest))
     fewer = pick("fewer", st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1)))
+    pairs = draw(st.sampled_from(PAIRS), label="pairs") if pairs is None else pairs
     room = max(1, pairs // max(least, length * (length - fewer)))
     kv_heads = pick("kv_heads", st.integers(1, min(4, room)))
     group = pick("group", st.sampled_from([n for n in (1, 2, 3, 8) if n * kv_heads <= room] or [1]))

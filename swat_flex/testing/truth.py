@@ -63,19 +63,20 @@ class Arithmetic:
         return cls(exp)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Truth:
     """Exact results by name, float64.
 
     rest: what float64 leaves of them; empty where that is nothing.
     allowed: how far rounding may move each element.
-    trend: for "out" and "dv", of |out| or |dv|, what all elements may gain or lose together.
+    trend: what all elements of "out" may gain or lose together; None where rows may be off alike by chance: where a
+        weight beyond ½ may be 1 in all of them, and where the dtype is so coarse that they round to one number.
     """
 
     exact: dict[str, Tensor] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
     allowed: dict[str, Tensor] = field(default_factory=dict)
-    trend: dict[str, Tensor] = field(default_factory=dict)
+    trend: Tensor | None = None
 
     def error(self, name: str, actual: Tensor) -> Tensor:
         """actual − exact, infinite where actual is no number."""
@@ -299,14 +300,15 @@ def _bound(call: _Call, parts: Any, arithmetic: Arithmetic, truth: Truth, names:
         truth.allowed[name] = bound + unit * truth.exact[name].abs()
 
     allow("out", e_w + (rounded + epsilon * (of_queries + 3)) * w, v)
-    trend = _trend(call, parts, fixed, size, arithmetic, epsilon) + underflow
-    truth.trend["out"] = summed("out", trend, v)
+    if unit == epsilon and float(w.amax() if w.numel() else 0) <= 0.5:
+        drift = call.unfolded("out", _drift(call, parts, fixed, size, arithmetic, epsilon).reshape(*call.flat[:2], 1))
+        lost = v.sum(1).view(call.batch, call.kv_heads, 1, -1).repeat_interleave(call.group, 1)
+        lost = lost * (2 * normal + arithmetic.floor) + 2 * normal * (call.kv_len + 2)
+        truth.trend = drift * truth.exact["out"].abs() + lost * ((call.kv_len + 1) if arithmetic.logsumexp else 1)
     if call.g is None:
         return
     g, dw, dx = call.g.abs(), parts.dw, parts.dx.abs()
     allow("dv", e_w + (rounded + epsilon * (of_keys + 3)) * w, g)
-    if not call.softmax:  # whose normaliser is one for all keys
-        truth.trend["dv"] = summed("dv", trend, g)
     e_dw = (g @ v.mT).view(call.shape) * (epsilon * (call.value_dim + 2))
     dw_size = dw.abs() + e_dw
     if call.softmax:
@@ -335,18 +337,20 @@ def _bound(call: _Call, parts: Any, arithmetic: Arithmetic, truth: Truth, names:
         truth.allowed[name] = total + per_head_unit * truth.exact[name].abs() + 4 * normal * (1 + call.seen.sum())
 
 
-def _trend(call: _Call, parts: Any, fixed: Tensor, size: Tensor, arithmetic: Arithmetic, epsilon: float) -> Tensor:
-    """By how much each weight may be off in the same direction everywhere, `[B, Hkv, group, Lq, Lk]`.
+def _drift(call: _Call, parts: Any, fixed: Tensor, size: Tensor, arithmetic: Arithmetic, epsilon: float) -> Tensor:
+    """By what share of itself a row may be off in the same direction as all others, `[B, Hkv, group, Lq, 1]`.
 
-    What is rounded once for many rows: the exponential's own error; scale and log2 e as constants; slope · distance +
-    bias, which is the same in each row.
+    What is rounded once for many rows: the exponential, by its own systematic error; scale and log2 e, as constants;
+    slope · distance + bias, which is the same in each row. In the mean over a row's weights.
     """
-    constants = size * 2 + parts.x.abs() * (2 if arithmetic.reach or arithmetic.logsumexp else 0)
+    constants = 2 * size + parts.x.abs() * (2 if arithmetic.reach or arithmetic.logsumexp else 0)
     if call.slopes is not None:
         constants = constants + 4 * fixed
-    own = arithmetic.exp + 1
-    share = 2 * (own + constants) if call.softmax else own + parts.left * constants
-    drift: Tensor = epsilon * parts.w * share
+    if not call.softmax:
+        constants = constants * parts.left
+    total = parts.w.sum(-1, keepdim=True)
+    mean = (parts.w * constants).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
+    drift: Tensor = epsilon * (2 if call.softmax else 1) * (arithmetic.exp + 1 + mean)
     return drift
 
 
