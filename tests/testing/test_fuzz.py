@@ -184,9 +184,44 @@ def test_ctrl_c_prints_the_summary(monkeypatch):
     assert "2 cases" in result.output
 
 
+def test_every_run_has_a_seed_of_its_own_unless_one_is_given(monkeypatch):
+    monkeypatch.setattr(command, "Search", _Staged())
+    first, second, given = (CliRunner().invoke(app, ["fuzz", *more]).output for more in ([], [], ["--seed", "5"]))
+    seeds = [output.split("seed ")[1].split(",")[0] for output in (first, second, given)]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == "5"
+
+
+def test_a_campaign_goes_on_with_new_seeds_until_it_has_its_cases(tmp_path, monkeypatch):
+    passed = [Passed("banded", "float32", Verdict(0.5, "dq", 0.1)), Passed("banded", "float32", Verdict(excluded=True))]
+    passed += [Passed("cpp decode", "float16", Verdict(0.75, "out", 0.2))]
+    monkeypatch.setattr(command, "Search", _Staged(*passed))
+    path = tmp_path / "record.json"
+    for cases, runs in ((3, 2), (5, 3)):  # of two cases each
+        result = CliRunner().invoke(app, ["fuzz", "--record", str(path), "--cases", str(cases)])
+        assert result.exit_code == 0, result.output
+        record = json.loads(path.read_text())
+        assert (record["cases"], record["seeds"], len(record["runs"])) == (2 * runs, runs, runs)
+    assert (record["use"], record["trend"], record["failures"]) == (0.75, 0.2, 0)
+    assert record["counts"]["banded float32"] == {"cases": 3, "excluded": 3, "use": 0.5, "of": "dq", "trend": 0.1}
+    assert [x.name for x in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_campaign_records_its_failure_and_ends(tmp_path, monkeypatch):
+    failure = Failure(SwatCase(2, 1), "banded", "cpu", "out: wrong")
+    monkeypatch.setattr(command, "Search", _Staged(failure))
+    arguments = ["--record", str(tmp_path / "r.json"), "--cases", "9", "--output", str(tmp_path / "f.json")]
+    assert CliRunner().invoke(app, ["fuzz", *arguments]).exit_code == 1
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["failures"] == 1
+    assert record["runs"][0]["failure"] == "out: wrong"
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["--cases", "5"], ["--cases", "--record", "5"]),
+        (["--record", "pyproject.toml"], ["--record", "pyproject.toml"]),
         (["--backend", "fast"], ["--backend", "banded", "'fast'"]),
         (["--backend", "banded", "--dtype", "int8"], ["--dtype", "float32", "'int8'"]),
         (["--backend", "flex", "--dtype", "float64"], ["--dtype", "float32", "float64"]),
