@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check nightly format fuzz bench peers perf gpu-report clean
+.PHONY: demo test check nightly format fuzz campaign bench peers perf gpu-report clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
@@ -30,6 +30,10 @@ format: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/swat-flex fuzz
+
+# A million cases of 50 seeds and more; stopped and started again it goes on.
+campaign: $(READY)
+	TRITON_INTERPRET=1 $(BIN)/swat-flex fuzz --record perf/results/fuzz.json --cases 1000000 --seconds 300
 
 bench: $(READY)
 	mkdir -p .benchmarks

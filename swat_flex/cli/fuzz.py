@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,62 +22,54 @@ from swat_flex.cli import options, screen
 from swat_flex.inspection import EXECUTABLE
 from swat_flex.problem import Backend
 from swat_flex.testing import fuzz as engine
-from swat_flex.testing.check import Verdict
+from swat_flex.testing.campaign import Campaign, Count
 from swat_flex.testing.fuzz import Failure, Plan
 from swat_flex.testing.workers import Broken, Passed, Search, Started, Warm, workers_for
 
-NOTE = (
-    "use: worst share of the error budget, up to 2 in float32, where logits far from 0 amplify rounding; "
-    "what exceeds it in one draw is judged, and shown, on up to 64 draws together"
-)
+NOTE = "use: worst share of what rounding explains in one element; trend: of what all rows may be too large together"
 EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 @dataclass(slots=True)
-class _Count:
-    cases: int = 0
-    excluded: int = 0
-    worst: Verdict = field(default_factory=Verdict)
-
-
-@dataclass(slots=True)
 class _Tally:
-    """What was checked, by backend and dtype."""
+    """What was checked, by kind and dtype."""
 
-    counts: dict[tuple[str, str], _Count] = field(default_factory=dict)
+    counts: dict[tuple[str, str], Count] = field(default_factory=dict)
     begin: float | None = None
 
     def add(self, passed: Passed) -> None:
-        count = self.counts.setdefault((passed.backend, passed.dtype), _Count())
-        count.cases += not passed.verdict.excluded
-        count.excluded += passed.verdict.excluded
-        count.worst = max(count.worst, passed.verdict, key=lambda verdict: verdict.use)
+        self.counts.setdefault((passed.kind, passed.dtype), Count()).add(passed.verdict)
 
     @property
     def cases(self) -> int:
         return sum(count.cases for count in self.counts.values())
 
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.begin is None else time.monotonic() - self.begin
+
     def line(self) -> str:
-        seconds = 0.0 if self.begin is None else time.monotonic() - self.begin
-        worst = max((count.worst.use for count in self.counts.values()), default=0.0)
-        return f"{self.cases:,} cases in {seconds:.0f} s, worst use {worst:.2f}"
+        worst = max((count.use for count in self.counts.values()), default=0.0)
+        return f"{self.cases:,} cases in {self.seconds:.0f} s, worst use {worst:.2f}"
 
     def table(self) -> Table:
         table = Table("backend", "dtype", box=box.SIMPLE, title=self.line(), title_justify="left")
-        for name in ("cases", "excluded", "worst use", "of"):
+        for name in ("cases", "excluded", "worst use", "of", "trend"):
             table.add_column(name, justify="right")
-        for (backend, dtype), count in sorted(self.counts.items()):
-            use, of = f"{count.worst.use:.2f}", count.worst.name
-            table.add_row(backend, dtype, f"{count.cases:,}", str(count.excluded), use, of)
+        for (kind, dtype), count in sorted(self.counts.items()):
+            use = f"{count.use:.2f}"
+            table.add_row(kind, dtype, f"{count.cases:,}", str(count.excluded), use, count.of, f"{count.trend:.2f}")
         return table
 
 
 def fuzz(
     seconds: Annotated[float, typer.Option(help="How long to search, from the end of the warm-up on.")] = 60.0,
-    backend: Annotated[str, typer.Option(help="all, or some of banded,flex,triton.")] = "all",
+    backend: Annotated[str, typer.Option(help="all, or some of cpp,banded,naive,flex,triton.")] = "all",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"all, or some of {','.join(options.DTYPES)}.")] = "all",
-    seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed and --workers draw the same cases; a new one each time.")
+    ] = None,
     emulate: Annotated[
         str | None,
         typer.Option(
@@ -86,8 +79,14 @@ def fuzz(
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core up to two, one on a GPU.")] = 0,
     replay: Annotated[Path | None, typer.Option(help="Run the failure in this file again, and nothing else.")] = None,
     output: Annotated[Path, typer.Option(help="Where a failure is written.")] = Path("swat-fuzz-failure.json"),
+    record: Annotated[
+        Path | None, typer.Option(help="Add the run's counts to those of earlier ones in this file.")
+    ] = None,
+    cases: Annotated[
+        int, typer.Option(help="With --record: go on with new seeds, --seconds each, until it holds so many cases.")
+    ] = 0,
 ) -> None:
-    """Search for a call that a backend gets wrong: random cases against the definition in float64.
+    """Search for a call that a backend gets wrong: random cases against the exact result.
 
     Stops at the first failure, made as small as it gets, and writes a file that --replay runs. Exit status 1 then.
     """
@@ -105,14 +104,30 @@ def fuzz(
     if emulate is not None:
         _check_emulation(emulate, backend)
     place = str(options.device("cpu" if emulate is not None else device))
-    plan = Plan(_backends(console, backend, place, emulate), place, _dtypes(dtype), seed, emulate=emulate)
+    if cases and (record is None or seed is not None):
+        raise typer.BadParameter(f"expected --record and no --seed beside it, got {cases}", param_hint="--cases")
+    campaign = None if record is None else _campaign(record)
+    plan = Plan(_backends(console, backend, place, emulate), place, _dtypes(dtype), seed or 0, emulate=emulate)
     _check_dtypes(plan)
-    failure = _search(console, plan, seconds, workers or workers_for(place))
+    while True:
+        plan = replace(plan, seed=secrets.randbelow(2**31) if seed is None else seed)
+        failure, interrupted = _search(console, plan, seconds, workers or workers_for(place), campaign)
+        if campaign is not None:
+            console.print(f"{campaign.path}: {campaign.cases:,} cases of {campaign.seeds} seeds")
+        if failure is not None or interrupted or campaign is None or campaign.cases >= cases:
+            break
     if failure is not None:
         failure.save(output)
         console.print(f"FAILED\n{failure.text}\n\n{failure.reproducer()}\n", soft_wrap=True)
         console.print(f"Written to {output}; again with: swat-flex fuzz --replay {output}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _campaign(path: Path) -> Campaign:
+    try:
+        return Campaign.load(path)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"expected a record of this command: {error}", param_hint="--record") from error
 
 
 def _replay(console: Console, path: Path) -> None:
@@ -171,10 +186,13 @@ def _check_dtypes(plan: Plan) -> None:
             raise typer.BadParameter(str(error), param_hint="--dtype") from error
 
 
-def _search(console: Console, plan: Plan, seconds: float, workers: int) -> Failure | None:
-    """The failure found, after the summary is printed; Ctrl-C ends the search, not the summary."""
+def _search(
+    console: Console, plan: Plan, seconds: float, workers: int, campaign: Campaign | None
+) -> tuple[Failure | None, bool]:
+    """The failure found, and whether Ctrl-C ended the search, after the summary is printed and recorded."""
     tally = _Tally()
     failure: Failure | None = None
+    interrupted = False
     place = plan.device if plan.emulate is None else f"{plan.emulate} emulated"
     console.print(f"seed {plan.seed}, {place}, {workers} processes: {', '.join(plan.backends)}")
     try:
@@ -193,10 +211,14 @@ def _search(console: Console, plan: Plan, seconds: float, workers: int) -> Failu
                     console.print(f"error: {message.text}")
                     raise typer.Exit(1)
     except KeyboardInterrupt:
+        interrupted = True
         console.print("Stopped.")
     console.print(tally.table())
     console.print(NOTE)
-    return failure
+    if campaign is not None:
+        run = {"seed": plan.seed, "seconds": round(tally.seconds, 1), "workers": workers, "backends": plan.backends}
+        campaign.add(tally.counts, **run, failure=None if failure is None else failure.text)
+    return failure, interrupted
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swat_flex import validation
 from swat_flex.api import explain, flex_swat
 from swat_flex.problem import Backend, WindowLike
-from swat_flex.testing.budget import exact_results, overflows, rough_swat, with_gradients
+from swat_flex.testing.budget import overflows, with_gradients
+from swat_flex.testing.ring import decoded
+from swat_flex.testing.truth import Arithmetic, Truth, truth_of
 
 SCHEMA = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 LAYOUTS = ("contiguous", "transposed", "expanded heads", "expanded batch", "sliced", "columns")
-DOCUMENTS = ("none", "packed", "padded", "anyhow", "one row")
+DOCUMENTS = ("none", "packed", "padded", "anyhow", "one row", "late")
 SLOPES = ("balanced", "none", "alibi", "tensor")
 BIASES = ("none", "number", "tensor")
 
@@ -28,9 +32,11 @@ class SwatCase:
     Attributes:
         length: keys; fewer: how many of them have no query.
         layouts: memory layouts of q, k, v and the output's gradient, each one of `LAYOUTS`.
-        documents: "packed" runs, "padded" at either end, "anyhow" in any order, "one row" of ids for all batches.
+        documents: "packed" runs, "padded" at either end, "anyhow" in any order, "one row" of ids for all batches,
+            "late" padded at the left.
         slopes: "tensor" draws ±`steepness` logits per token; logit_bias: one number, or one per head, down to `bias`.
         qk_exponent, v_exponent, grad_exponent: the inputs are normal, times these powers of two.
+        ring: not `flex_swat` but `swat_decode` of a `RingCache` for so many new tokens at a time; 0 is `flex_swat`.
         seed: of every element.
     """
 
@@ -54,6 +60,7 @@ class SwatCase:
     qk_exponent: int = 0
     v_exponent: int = 0
     grad_exponent: int = 0
+    ring: int = 0
     seed: int = 0
 
     @property
@@ -83,8 +90,8 @@ class SwatCase:
         b, h, n, d = shape
 
         def normal(*size: int) -> Tensor:
-            x = torch.randn(size, generator=draw, dtype=torch.float64) * 2.0**exponent
-            return x.to(self.torch_dtype)
+            wide = torch.float64 if self.dtype == "float64" else torch.float32
+            return torch.randn(size, generator=draw, dtype=wide).mul_(2.0**exponent).to(self.torch_dtype)
 
         if layout == "transposed":
             return normal(b, n, h, d).transpose(1, 2)
@@ -117,24 +124,44 @@ class SwatCase:
         shape = (self.length,) if self.documents == "one row" else (self.batch, self.length)
         if self.documents == "anyhow":
             return torch.randint(-1, 3, shape, generator=draw, dtype=torch.int32)
-        if self.documents == "padded":
+        if self.documents in ("padded", "late"):
             ends = torch.randint(0, self.length + 1, (self.batch, 1), generator=draw)
             token = torch.arange(self.length)
-            late = torch.arange(self.batch)[:, None] % 2 == 1
+            late = (torch.arange(self.batch)[:, None] % 2 == 1) & (self.documents == "padded")
             return torch.where(torch.where(late, token >= ends, token < ends), -1, 5)
         starts = torch.rand(shape, generator=draw) < 4 / self.length
         return starts.cumsum(-1)
 
-    def call(self, backend: Backend, device: str = "cpu", *, gradients: bool = True) -> dict[str, Tensor]:
-        """`flex_swat`'s output and, with `gradients`, that of every differentiable input by name; on the CPU."""
-        q, k, v = (on_device(x, device) for x in self.tensors())
-        options = {name: on_device(x, device) for name, x in self.options().items()}
+    def call(
+        self,
+        backend: Backend,
+        device: str = "cpu",
+        *,
+        gradients: bool = True,
+        inputs: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`flex_swat`'s output and, with `gradients`, that of every differentiable input by name; on the CPU.
+
+        `inputs` take the place of q, k and v.
+        """
+        own, grad, options = drawn(self)
+        q, k, v = (on_device(x, device) for x in inputs or own)
+        options = {name: on_device(x, device) for name, x in options.items()}
+        if self.ring:
+            with torch.no_grad():
+                return {"out": decoded((q, k, v), self._keys, self.ring, self.seed, backend, options).cpu()}
         if not gradients:
             with torch.no_grad():
                 return {"out": flex_swat(q, k, v, self.window, backend=backend, **options).cpu()}
-        grad = on_device(self.gradient(), device)
+        grad = on_device(grad, device)
         results = with_gradients(flex_swat, (q, k, v), self.window, grad, backend=backend, **options)
         return {name: x.cpu() for name, x in results.items()}
+
+    @property
+    def _keys(self) -> int:
+        """The window of a case that decodes, which is a number."""
+        assert isinstance(self.window, int)
+        return self.window
 
     def refusal(self, backend: Backend, device: str = "cpu", *, gradients: bool = True) -> str | None:
         """Say why the backend does not run this case, or return None."""
@@ -146,13 +173,20 @@ class SwatCase:
             return str(error)
         return None
 
-    def exact(self) -> dict[str, Tensor]:
-        """Results of the definition in float64."""
-        return exact_results(self.tensors(), self.window, self.gradient(), **self.options())
+    def truth(self, backend: Backend = "naive", device: str = "cpu", *, gradients: bool = True) -> Truth:
+        """The exact results, and what the backend's arithmetic may lose."""
+        (q, k, v), grad, options = drawn(self)
+        return truth_of(
+            validation.resolve(q, k, v, self.window, **options, backend="naive"),
+            grad if gradients else None,
+            Arithmetic.of(backend, device, self.torch_dtype),
+            self._per_head(options),
+        )
 
-    def rough(self) -> dict[str, Tensor]:
-        """Results of the definition in float32, rounded as a low-precision matrix product rounds."""
-        return with_gradients(rough_swat, self.tensors(), self.window, self.gradient(), **self.options())
+    @staticmethod
+    def _per_head(options: dict[str, Any]) -> tuple[str, ...]:
+        """The names of the gradients of what is given as a tensor."""
+        return tuple(f"d{name}" for name in ("slopes", "logit_bias") if isinstance(options[name], Tensor))
 
     def in_range(self, exact: dict[str, Tensor]) -> bool:
         """Tell whether every exact result fits the dtype it is returned in."""
@@ -182,6 +216,19 @@ class SwatCase:
             raise ValueError(f"case: expected the fields of SwatCase, got {error}") from error
 
 
+@functools.lru_cache(maxsize=2)
+def drawn(case: SwatCase) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Any]]:
+    """(q, k, v), the output's gradient and the options of a case, once for all that ask; not to be written."""
+    return case.tensors(), case.gradient(), case.options()
+
+
+def copied(x: Tensor) -> Tensor:
+    """A copy of the same strides on memory of its own, of which an expanded tensor's part is written once."""
+    copy = torch.empty(0, dtype=x.dtype)
+    storage: Any = x.untyped_storage()
+    return copy.set_(storage.clone(), x.storage_offset(), x.shape, x.stride())
+
+
 def on_device(x: Any, device: str) -> Any:
     """A tensor on the device with its strides, those of expanded axes too; anything else as it is."""
     if not isinstance(x, Tensor) or device == "cpu":
@@ -190,6 +237,11 @@ def on_device(x: Any, device: str) -> Any:
         return x.to(device)
     size = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) + 1
     return x.as_strided((size,), (1,)).to(device).as_strided(x.shape, x.stride())
+
+
+def once(x: Tensor) -> Tensor:
+    """The part of an expanded tensor that its memory holds once, which may be written."""
+    return x[tuple(slice(0, 1) if step == 0 else slice(None) for step in x.stride())]
 
 
 def largest_exponent(case_dtype: str, terms: int) -> int:

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from autotune.files import write_whole
+from swat_flex.decode.attend import BACKENDS as DECODERS
 from swat_flex.inspection import emulated
 from swat_flex.problem import Backend
 from swat_flex.testing.case import SwatCase
 from swat_flex.testing.check import Verdict, check
 
 ROUND = 20  # cases of one seed
+DECODES = 8  # of so many rounds one decodes, where the backend does
 FIRST = 60  # cases that each backend gets before time is shared
 SHRINKS = 400  # attempts to make a failing case smaller,
 EMULATED_SHRINKS = 60  # and where each may compile a kernel and takes seconds
@@ -153,7 +155,8 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
             record(backend, case, verdict)
 
     seed = zlib.crc32(f"{plan.seed} {plan.worker} {backend} {stream.rounds}".encode())
-    strategy = cases(plan, backend, stream.family)
+    decode = plan.emulate is None and backend in DECODERS and stream.rounds % DECODES == DECODES - 1
+    strategy = cases(plan, backend, stream.family, decode=decode)
     settings = hypothesis.settings(
         max_examples=count, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
@@ -169,12 +172,12 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
     return found
 
 
-def cases(plan: Plan, backend: Backend, family: int | None = None) -> Any:
+def cases(plan: Plan, backend: Backend, family: int | None = None, *, decode: bool = False) -> Any:
     """The strategy that a plan draws from; ValueError if the backend has none of the dtypes."""
     from swat_flex.testing.strategies import cases_for
 
     with _running(plan.emulate):
-        return cases_for(backend, plan.device, plan.dtypes, family)
+        return cases_for(backend, plan.device, plan.dtypes, family, decode=decode)
 
 
 def replay(failure: Failure) -> Failure | None:
@@ -202,5 +205,5 @@ def available(device: str, emulate: str | None = None) -> dict[Backend, str | No
     """Each backend, and why it does not run on the device here, or None."""
     if emulate is not None:
         return {"triton": None}
-    names: tuple[Backend, ...] = ("cpp", "banded", "flex", "triton")
+    names: tuple[Backend, ...] = ("cpp", "banded", "naive", "flex", "triton")
     return {name: SwatCase(1, 1).refusal(name, device, gradients=False) for name in names}

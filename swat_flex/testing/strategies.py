@@ -18,7 +18,7 @@ TILES = (16, 32, 64, 96, 128)
 EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
 DIMS = (8, 1, 16, 3, 5, 24, 32, 40, 64, 65, 80, 128, 256)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-PAIRS = 2**17  # batch × heads × queries × keys of the dense reference
+PAIRS = (2**14, 2**14, 2**14, 2**16)  # batch × heads × queries × keys of the dense reference: mostly few
 
 
 def lengths(longest: int) -> st.SearchStrategy[int]:
@@ -43,7 +43,7 @@ def swat_cases(
     dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
     activations: Sequence[str] = ("sigmoid",),
     longest: int = 200,
-    pairs: int = PAIRS,
+    pairs: int | None = None,
     least: int = 1,
     dims: Sequence[int] = DIMS,
     documents: Sequence[str] = DOCUMENTS,
@@ -56,7 +56,7 @@ def swat_cases(
     Args:
         dtypes, activations, dims, documents, slopes, biases: what may be drawn.
         longest: most keys.
-        pairs: most elements of batch × query heads × queries × keys.
+        pairs: most elements of batch × query heads × queries × keys; None is one of `PAIRS`.
         least: what a head counts at least of these pairs.
         fixed: fields of `SwatCase` that are not drawn.
     """
@@ -66,6 +66,7 @@ def swat_cases(
 
     length = pick("length", lengths(longest))
     fewer = pick("fewer", st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1)))
+    pairs = draw(st.sampled_from(PAIRS), label="pairs") if pairs is None else pairs
     room = max(1, pairs // max(least, length * (length - fewer)))
     kv_heads = pick("kv_heads", st.integers(1, min(4, room)))
     group = pick("group", st.sampled_from([n for n in (1, 2, 3, 8) if n * kv_heads <= room] or [1]))
@@ -96,6 +97,7 @@ def swat_cases(
         qk_exponent=qk_exponent,
         v_exponent=fixed.get("v_exponent", v_exponent),
         grad_exponent=fixed.get("grad_exponent", grad_exponent),
+        ring=fixed.get("ring", 0),
         seed=pick("seed", st.integers(0, 2**31)),
     )
 
@@ -106,24 +108,50 @@ def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]
     return st.sampled_from([(0, 0), (-4, 0), (3, -3), (edge, -edge), (-edge, edge)])
 
 
+@st.composite
+def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> SwatCase:
+    """A call of `swat_decode`: a ring that is filled in chunks, wrapped or not, by rows of one length or of many."""
+    length = draw(lengths(longest), label="length")
+    tokens = min(length, draw(st.sampled_from((1, 2, 3, 8, 16)), label="tokens"))
+    keys = st.one_of(st.sampled_from(EDGES), st.integers(1, length))
+    fixed: dict[str, Any] = {
+        "length": length,
+        "fewer": length - tokens,
+        "ring": draw(st.integers(tokens, 16), label="ring"),
+    }
+    fixed["window"] = draw(keys, label="window")
+    return draw(swat_cases(**{"documents": ("none", "late")} | fixed | rules))
+
+
 def cases_for(
-    backend: Backend, device: str = "cpu", dtypes: Sequence[str] | None = None, family: int | None = None
+    backend: Backend,
+    device: str = "cpu",
+    dtypes: Sequence[str] | None = None,
+    family: int | None = None,
+    *,
+    decode: bool = False,
 ) -> st.SearchStrategy[SwatCase]:
     """Cases that a backend takes on a device, of a size that it runs quickly.
 
     Args:
         dtypes: only these, where the backend has them; ValueError if it has none.
         family: `flex` compiles; the cases of one number share one program.
+        decode: calls of `swat_decode` instead.
     """
     supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
+    if backend == "naive":  # computes in its inputs' dtype
+        supported = [dtype for dtype in supported if dtype in ("float32", "float64")]
     chosen = [dtype for dtype in supported if dtypes is None or dtype in dtypes]
     if not chosen:
         raise ValueError(f"dtypes: expected some of {', '.join(supported)} for {backend} on {device}, got {dtypes}")
+    small: dict[str, Any] = {"longest": 80, "pairs": 2**11, "least": 2**9, "dims": (8, 1, 16, 40, 64)}
+    sizes = small if backend == "triton" and device == "cpu" else {}  # some fifty small programs in a second
+    if decode:
+        return decode_cases(dtypes=chosen, **sizes)
     if backend == "flex":
         return swat_cases(dtypes=chosen, longest=128, **FAMILIES[(family or 0) % len(FAMILIES)])
-    if backend == "triton" and device == "cpu":  # the interpreter runs some fifty small programs in a second
-        return swat_cases(dtypes=chosen, longest=80, pairs=2**11, least=2**9, dims=(8, 1, 16, 40, 64))
-    return swat_cases(dtypes=chosen, activations=("sigmoid",) if backend == "triton" else ("sigmoid", "softmax"))
+    softmax = SwatCase(1, 1, activation="softmax").refusal(backend, device, gradients=False) is None
+    return swat_cases(dtypes=chosen, activations=("sigmoid", "softmax") if softmax else ("sigmoid",), **sizes)
 
 
 # What one program of FlexAttention is compiled for.

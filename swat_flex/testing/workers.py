@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from swat_flex.problem import Backend
+from swat_flex.testing.case import SwatCase
 from swat_flex.testing.check import Verdict
 from swat_flex.testing.fuzz import Failure, Plan, search, warm_up
 
@@ -36,11 +37,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A case was checked."""
+    """A case was checked; `kind` is the backend, and whether the case decodes."""
 
-    backend: Backend
+    kind: str
     dtype: str
     verdict: Verdict
+
+    @classmethod
+    def of(cls, backend: Backend, case: SwatCase, verdict: Verdict) -> Passed:
+        return cls(f"{backend} decode" if case.ring else backend, case.dtype, verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def _work(plan: Plan, seconds: float, outbox: Any, go: Any, stop: Any) -> None:
         def over() -> bool:
             return time.monotonic() > end or stop.is_set() or (parent is not None and not parent.is_alive())
 
-        failure = search(plan, lambda b, case, verdict: outbox.put(Passed(b, case.dtype, verdict)), over)
+        failure = search(plan, lambda *passed: outbox.put(Passed.of(*passed)), over)
         outbox.put(failure or "done")
     except BaseException as error:
         outbox.put(Broken(f"{type(error).__name__}: {error}"))

@@ -37,6 +37,24 @@ BANDED = [
         "banded", "slopes' gradient without distance", _TILES, "(x * self.distances(rows, keys)).sum", "(x * 1.0).sum"
     ),
     Fault("banded", "dk of one query head", _TILES, ".sum(1)\n        to.add_", "[:, 0]\n        to.add_"),
+    # As small as the fuzz's rules see; no law does.
+    Fault(
+        "banded",
+        "4 units of the last place in the tail",
+        _TILES,
+        "x.sigmoid_()",
+        "x.copy_(torch.where(x < -2, x.sigmoid() * (1 + 4 * torch.finfo(x.dtype).eps), x.sigmoid()))",
+    ),
+    Fault("banded", "sum in the wrong precision", _TILES, "*to.shape[1:]).sum(1)", "*to.shape[1:]).half().sum(1)"),
+    Fault(
+        "banded",
+        "a key at a tile's border lost by one row",
+        _TILES,
+        "        if first < self.left_edge:",
+        "        if rows.start == 128 and 0 <= (lost := self.offset + 127 - keys.start) < last - first:\n"
+        "            bits[-1, -1, 0, lost] = 0\n"
+        "        if first < self.left_edge:",
+    ),
 ]
 
 _TRITON = "backends.triton."
@@ -143,6 +161,13 @@ CPP = [
     Fault("cpp", "missing scale", "forward.cpp", "c.head_dim, c.scale)", "c.head_dim, 1.f)"),
     Fault("cpp", "wrong key head", "forward.cpp", "head / (c.q_heads / c.kv_heads)", "head % c.kv_heads"),
     Fault("cpp", "dropped left edge", "tile.h", "(d <= all(left)) & (d >= all(-right))", "(d >= all(-right))"),
+    Fault(
+        "cpp",
+        "4 units of the last place in the tail",
+        "vector.h",
+        "/ (all(1.f) + e);",
+        "/ (all(1.f) + e) * (x < all(-2.f) ? all(1.f + 0x1p-21f) : all(1.f));",
+    ),
     Fault("cpp", "missing gradient term", "backward.cpp", "x[i] *= s * (all(1.f) - s)", "x[i] *= s"),
     Fault(
         "cpp",

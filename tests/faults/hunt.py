@@ -1,6 +1,7 @@
 """Plant faults and see which law finds each: `python hunt.py [--seconds N] [FAULT...]`, one JSON object a line.
 
-Without names every fault is planted. With seconds the search of `swat-flex fuzz` looks for it that long instead.
+Without names every fault is planted. With seconds the search of `swat-flex fuzz` looks for it that long instead, and
+"found" counts the cases that it took.
 Runs with TRITON_INTERPRET=1 and with tests/properties among the modules' paths.
 """
 
@@ -61,18 +62,17 @@ def finder(fault: Fault) -> str | None:
     return None
 
 
-def seconds_of_fuzzing(fault: Fault, limit: float) -> float | None:
+def cases_of_fuzzing(fault: Fault, limit: float) -> int | None:
     """Until the search finds the fault, shrinking apart; None if it does not."""
     plan = Plan((fault.backend,))
-    begin = time.monotonic()
-    last = begin
+    begin, cases = time.monotonic(), 1
 
     def record(*_: object) -> None:
-        nonlocal last
-        last = time.monotonic()
+        nonlocal cases
+        cases += 1
 
     failure = search(plan, record, lambda: time.monotonic() - begin > limit)
-    return None if failure is None else round(last - begin, 1)
+    return None if failure is None else cases
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     for fault in faults:
         begin = time.monotonic()
         with planted(fault):
-            found = finder(fault) if limit is None else seconds_of_fuzzing(fault, limit)
+            found = finder(fault) if limit is None else cases_of_fuzzing(fault, limit)
         record = {"fault": str(fault), "found": found, "seconds": round(time.monotonic() - begin, 2)}
         print(json.dumps(record), flush=True)
 

@@ -1,6 +1,6 @@
 """What must hold of sliding-window sigmoid attention whatever its inputs: each law takes a case and a backend.
 
-Two calls that agree only up to rounding are held to twice what rounding explains (`rounding_bound`).
+Two calls that agree only up to rounding are held to twice what rounding explains (`truth_of`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import flex_swat
+from swat_flex import flex_swat, validation
 from swat_flex.problem import Backend
-from swat_flex.testing.bound import rounding_bound
 from swat_flex.testing.case import SwatCase
 from swat_flex.testing.check import check, trains
+from swat_flex.testing.truth import Arithmetic, truth_of
 from swat_flex.window import Window
 
 
@@ -26,10 +26,11 @@ def run(case: SwatCase, backend: Backend, *inputs: Tensor, **changes: Any) -> Te
         return flex_swat(*(inputs or case.tensors()), window, backend=backend, **case.options() | changes)
 
 
-def allowed(case: SwatCase) -> Tensor:
-    """How far the output may be from the exact one."""
-    exact = case.exact()
-    return rounding_bound(case.tensors(), case.window, case.gradient(), exact, **case.options())["out"]
+def allowed(case: SwatCase, backend: Backend, **changes: Any) -> Tensor:
+    """How far the output may be from the exact one, of the case or of one with other options."""
+    options = {"backend": "naive", "window": case.window, **case.options(), **changes}
+    operands = validation.resolve(*case.tensors(), **options)
+    return truth_of(operands, None, Arithmetic.of(backend, "cpu", case.torch_dtype)).allowed["out"]
 
 
 def assert_close(a: Tensor, b: Tensor, room: Tensor, what: str) -> None:
@@ -72,7 +73,7 @@ def inert_zero(case: SwatCase, backend: Backend) -> None:
     k[:, :, j] += 3
     after = run(case, backend, q, k, v)
     if backend == "flex":
-        assert_close(after, before, allowed(case), f"key {j} without a value")
+        assert_close(after, before, allowed(case, backend), f"key {j} without a value")
     else:
         assert torch.equal(after, before)
 
@@ -81,7 +82,7 @@ def linearity(case: SwatCase, backend: Backend) -> None:
     """f(v) − f(v/2) = f(v/2), and f(−v) = −f(v) to the bit."""
     q, k, v = copies(case)
     whole, half = run(case, backend, q, k, v), run(case, backend, q, k, v / 2)
-    assert_close(whole.double() - half.double(), half, allowed(case), "f(v) − f(v/2) against f(v/2)")
+    assert_close(whole.double() - half.double(), half, allowed(case, backend), "f(v) − f(v/2) against f(v/2)")
     assert torch.equal(run(case, backend, q, k, -v), -whole)
 
 
@@ -100,8 +101,8 @@ def permuted_heads(case: SwatCase, backend: Backend) -> None:
     back["logit_bias"] = case.options()["logit_bias"]
     out = run(case, backend, q[:, own], k[:, order], v[:, order], **options)
     plain = run(case, backend, q, k, v, **back)
-    room = rounding_bound((q, k, v), case.window, case.gradient(), {"out": plain.double()}, **case.options() | back)
-    assert_close(out, plain[:, own], room["out"][:, own], "heads permuted")
+    room = allowed(case, backend, **back)
+    assert_close(out, plain[:, own], room[:, own], "heads permuted")
 
 
 def shift(case: SwatCase, backend: Backend) -> None:
@@ -113,7 +114,10 @@ def shift(case: SwatCase, backend: Backend) -> None:
     moved = [torch.cat((torch.full((*x.shape[:2], before, x.shape[3]), 7.0, dtype=x.dtype), x), 2) for x in (k, v)]
     padded = torch.cat((torch.full((*ids.shape[:-1], before), -1), ids), -1)
     assert_close(
-        run(case, backend, q, *moved, document_ids=padded), run(case, backend), allowed(case), f"shifted by {before}"
+        run(case, backend, q, *moved, document_ids=padded),
+        run(case, backend),
+        allowed(case, backend),
+        f"shifted by {before}",
     )
 
 
@@ -129,7 +133,7 @@ def prefix(case: SwatCase, backend: Backend) -> None:
     ids = ids if ids is None else ids[..., :n]
     out = run(case, backend, q[:, :, : n - case.fewer], k[:, :, :n], v[:, :, :n], document_ids=ids)
     whole = run(case, backend)
-    assert_close(out[:, :, :rows], whole[:, :, :rows], allowed(case)[:, :, :rows], f"prefix of {n}")
+    assert_close(out[:, :, :rows], whole[:, :, :rows], allowed(case, backend)[:, :, :rows], f"prefix of {n}")
 
 
 def chunks(case: SwatCase, backend: Backend) -> None:
@@ -141,7 +145,7 @@ def chunks(case: SwatCase, backend: Backend) -> None:
     ids = case.options()["document_ids"]
     ids = ids if ids is None else ids[..., first:]
     out = run(case, backend, q[:, :, start:], k[:, :, first:], v[:, :, first:], document_ids=ids)
-    assert_close(out, run(case, backend)[:, :, start:], allowed(case)[:, :, start:], f"chunk from {start}")
+    assert_close(out, run(case, backend)[:, :, start:], allowed(case, backend)[:, :, start:], f"chunk from {start}")
 
 
 def packing(case: SwatCase, backend: Backend) -> None:
@@ -151,9 +155,7 @@ def packing(case: SwatCase, backend: Backend) -> None:
     cut = case.length // 2
     ids = (torch.arange(case.length) >= cut).long()
     packed = run(case, backend, q, k, v, document_ids=ids)
-    room = rounding_bound(
-        (q, k, v), case.window, case.gradient(), {"out": packed.double()}, **case.options() | {"document_ids": ids}
-    )["out"]
+    room = allowed(case, backend, document_ids=ids)
     for part in (slice(0, cut), slice(cut, None)):
         if q[:, :, part].shape[2]:
             alone = run(case, backend, q[:, :, part], k[:, :, part], v[:, :, part])
@@ -175,7 +177,7 @@ def wide_window(case: SwatCase, backend: Backend) -> None:
     plain = run(case, backend, window=None)
     causal = dataclasses.replace(case, window=None)
     for window in (case.length, case.length + 7, (None, 0)):
-        assert_close(run(case, backend, window=window), plain, allowed(causal), f"window {window}")
+        assert_close(run(case, backend, window=window), plain, allowed(causal, backend), f"window {window}")
 
 
 LAWS = (agreement, causality, inert_zero, linearity, permuted_heads, shift, prefix, chunks, packing, silent_padding,

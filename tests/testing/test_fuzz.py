@@ -15,9 +15,8 @@ from planting import Fault, planted
 from swat_flex.cli import app
 from swat_flex.cli import fuzz as command
 from swat_flex.testing import fuzz
-from swat_flex.testing.bound import rounding_bound
 from swat_flex.testing.case import LAYOUTS, SwatCase
-from swat_flex.testing.check import check
+from swat_flex.testing.check import Verdict, check
 from swat_flex.testing.fuzz import Failure, Plan
 from swat_flex.testing.strategies import FAMILIES, cases_for, swat_cases
 from swat_flex.testing.workers import Passed
@@ -82,19 +81,6 @@ def test_a_family_of_flex_shares_one_program(family):
 
     collect()
     assert len(seen) == 1
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_the_bound_covers_rounding_and_little_more(dtype, activation):
-    """A single rounding of the exact result stays below it; a thousand times the dtype's precision does not."""
-    case = SwatCase(40, 12, kv_heads=2, dtype=dtype, activation=activation, slopes="tensor", documents="packed")
-    exact = case.exact()
-    bound = rounding_bound(case.tensors(), case.window, case.gradient(), exact, **case.options())
-    for name, x in exact.items():
-        assert ((x.to(case.torch_dtype).double() - x).abs() <= bound[name]).all(), name
-        if name in ("out", "dq", "dk", "dv"):  # sums over a head may cancel, their bound does not
-            assert bound[name].max() < 1_000 * torch.finfo(case.torch_dtype).eps * x.abs().max(), name
 
 
 def test_what_overflows_is_excluded():
@@ -181,7 +167,7 @@ class _Staged:
 
 def test_the_command_stops_at_a_failure_and_writes_it(tmp_path, monkeypatch):
     failure = Failure(SwatCase(2, (1, None)), "banded", "cpu", "out: wrong")
-    monkeypatch.setattr(command, "Search", _Staged(Passed("banded", "float32", fuzz.Verdict(0.5, "dq")), failure))
+    monkeypatch.setattr(command, "Search", _Staged(Passed("banded", "float32", Verdict(0.5, "dq")), failure))
     path = tmp_path / "failure.json"
     result = CliRunner().invoke(app, ["fuzz", "--output", str(path)])
     assert result.exit_code == 1
@@ -191,16 +177,51 @@ def test_the_command_stops_at_a_failure_and_writes_it(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_prints_the_summary(monkeypatch):
-    passed = Passed("banded", "float32", fuzz.Verdict(0.5, "dq"))
+    passed = Passed("banded", "float32", Verdict(0.5, "dq"))
     monkeypatch.setattr(command, "Search", _Staged(passed, passed, KeyboardInterrupt))
     result = CliRunner().invoke(app, ["fuzz"])
     assert result.exit_code == 0
     assert "2 cases" in result.output
 
 
+def test_every_run_has_a_seed_of_its_own_unless_one_is_given(monkeypatch):
+    monkeypatch.setattr(command, "Search", _Staged())
+    first, second, given = (CliRunner().invoke(app, ["fuzz", *more]).output for more in ([], [], ["--seed", "5"]))
+    seeds = [output.split("seed ")[1].split(",")[0] for output in (first, second, given)]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == "5"
+
+
+def test_a_campaign_goes_on_with_new_seeds_until_it_has_its_cases(tmp_path, monkeypatch):
+    passed = [Passed("banded", "float32", Verdict(0.5, "dq", 0.1)), Passed("banded", "float32", Verdict(excluded=True))]
+    passed += [Passed("cpp decode", "float16", Verdict(0.75, "out", 0.2))]
+    monkeypatch.setattr(command, "Search", _Staged(*passed))
+    path = tmp_path / "record.json"
+    for cases, runs in ((3, 2), (5, 3)):  # of two cases each
+        result = CliRunner().invoke(app, ["fuzz", "--record", str(path), "--cases", str(cases)])
+        assert result.exit_code == 0, result.output
+        record = json.loads(path.read_text())
+        assert (record["cases"], record["seeds"], len(record["runs"])) == (2 * runs, runs, runs)
+    assert (record["use"], record["trend"], record["failures"]) == (0.75, 0.2, 0)
+    assert record["counts"]["banded float32"] == {"cases": 3, "excluded": 3, "use": 0.5, "of": "dq", "trend": 0.1}
+    assert [x.name for x in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_campaign_records_its_failure_and_ends(tmp_path, monkeypatch):
+    failure = Failure(SwatCase(2, 1), "banded", "cpu", "out: wrong")
+    monkeypatch.setattr(command, "Search", _Staged(failure))
+    arguments = ["--record", str(tmp_path / "r.json"), "--cases", "9", "--output", str(tmp_path / "f.json")]
+    assert CliRunner().invoke(app, ["fuzz", *arguments]).exit_code == 1
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["failures"] == 1
+    assert record["runs"][0]["failure"] == "out: wrong"
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["--cases", "5"], ["--cases", "--record", "5"]),
+        (["--record", "pyproject.toml"], ["--record", "pyproject.toml"]),
         (["--backend", "fast"], ["--backend", "banded", "'fast'"]),
         (["--backend", "banded", "--dtype", "int8"], ["--dtype", "float32", "'int8'"]),
         (["--backend", "flex", "--dtype", "float64"], ["--dtype", "float32", "float64"]),

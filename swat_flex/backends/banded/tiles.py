@@ -209,8 +209,13 @@ class Band:
         if not self.softmax:
             torch.ops.aten.sigmoid_backward.grad_input(x, weights, grad_input=x)
             return self.hide(x, part, rows, keys)
-        self.hide(x.mul_(weights), part, rows, keys)
-        return x.addcmul_(weights, x.sum(-1, keepdim=True), value=-1)
+        self.hide(x, part, rows, keys)
+        # Σ w = 1, so dw may be counted from any number. From its mean, where one weight is near 1, dw − Σ dw·w loses
+        # to rounding a share of what dw is apart, not of dw itself; the second time takes what the first mean lost.
+        for _ in range(2):
+            products = torch.mul(x, weights, out=self.buffer("products", *weights.shape))
+            x.sub_(products.sum(-1, keepdim=True))
+        return self.hide(x.mul_(weights), part, rows, keys)
 
     def per_head_sums(self, dlogits: Tensor, part: HeadSlice, rows: slice, keys: slice) -> Tensor:
         """Sum dx·|i − j| (slopes) and dx (logit bias) over a tile: `[2, query heads]`."""
