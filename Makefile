@@ -21,8 +21,9 @@ check: $(READY)
 	$(PYTEST) -m "not slow"
 
 # Every test, and for hours cases that no run has drawn before.
-nightly: $(READY) transformers-suite
+nightly: $(READY)
 	$(PYTEST) --hypothesis-profile=night
+	$(MAKE) transformers-suite
 
 # transformers' own tests on our model and our attention; SOURCE=a checkout of transformers adds those of generation.
 transformers-suite: $(READY)

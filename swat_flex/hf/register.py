@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 from transformers import (
@@ -33,6 +34,8 @@ def register() -> None:
     AutoModel.register(SwatModelConfig, SwatModel, exist_ok=True)
     AutoModelForCausalLM.register(SwatModelConfig, SwatForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(SwatModelConfig, SwatForSequenceClassification, exist_ok=True)
+    # `transformers serve` takes a model's class from there. Importing transformers may replace the module itself.
+    sys.modules["transformers"].SwatForCausalLM = SwatForCausalLM
     AttentionInterface.register(SwatModelConfig.model_type, swat_attention)
     AttentionMaskInterface.register(SwatModelConfig.model_type, swat_mask)
     if not hasattr(PreTrainedConfig.save_pretrained, "__wrapped__"):

@@ -125,7 +125,15 @@ def test_all_others_are_refused(name, mask, message):
         model(tokens(), attention_mask=mask, use_cache=False)
 
 
-def test_a_traced_program_cannot_check_it():
-    model = torch.compile(swat_model(num_hidden_layers=1), backend="eager")
+def test_a_whole_program_cannot_check_it():
+    model, x = swat_model(num_hidden_layers=1), tokens()
     with pytest.raises(NotImplementedError, match="a traced program, which cannot check it"):
-        model(tokens(), attention_mask=square(IDS))
+        torch.export.export(model, (x,), {"attention_mask": square(IDS)})
+
+
+@pytest.mark.slow
+def test_a_compiled_model_leaves_it_out_of_its_programs():
+    model, x = swat_model(num_hidden_layers=1), tokens()
+    torch._dynamo.reset()
+    logits = torch.compile(model, backend="eager")(x, attention_mask=square(IDS)).logits
+    torch.testing.assert_close(logits, model(x, attention_mask=square(IDS)).logits, rtol=0, atol=1e-12)

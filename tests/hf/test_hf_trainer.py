@@ -29,7 +29,7 @@ def trained(model, folder, collator=padded, batch=4, accumulation=1, **options):
     """The parameters and losses after two steps with the documents in their order."""
     arguments = {
         "output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": batch, "learning_rate": 1e-2,
-        "gradient_accumulation_steps": accumulation, "optim": "sgd", "max_grad_norm": 0.5, "seed": 0,
+        "gradient_accumulation_steps": accumulation, "optim": "sgd", "max_grad_norm": 5.0, "seed": 0,
         "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "logging_steps": 1,
         "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "remove_unused_columns": False,
         **options,
@@ -66,17 +66,17 @@ def test_accumulated_steps_are_the_whole_step(tmp_path):
     whole = trained(model, tmp_path)
     assert_same(trained(model, tmp_path, batch=1, accumulation=4), whole, 1e-9)
     assert_same(trained(model, tmp_path, flat, batch=2, accumulation=2), whole, 1e-9)
-    assert_same(trained(model, tmp_path, gradient_checkpointing=True), whole, 1e-9)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swat", "Mistral"])
-def test_a_compiled_step_is_the_same_step(name, tmp_path):
+@pytest.mark.parametrize(("name", "backend"), [("swat", "inductor"), ("swat", "aot_eager"), ("Mistral", "aot_eager")])
+def test_a_compiled_step_is_the_same_step(name, backend, tmp_path):
     torch._dynamo.reset()
-    model = swat_model(dtype=torch.float32) if name == "swat" else other_model("Mistral", dtype=torch.float32)
+    options = {"dtype": torch.float32, "num_hidden_layers": 1}
+    model = swat_model(**options) if name == "swat" else other_model("Mistral", **options)
     flat = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     plain = trained(model, tmp_path, flat)
-    assert_same(trained(model, tmp_path, flat, torch_compile=True, torch_compile_backend="inductor"), plain, 1e-5)
+    assert_same(trained(model, tmp_path, flat, torch_compile=True, torch_compile_backend=backend), plain, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["swat", "Mistral"])

@@ -4,7 +4,20 @@ ALL = ("TestSwat", "TestSwatMixed", "TestMistral", "TestLlama", "TestQwen3")
 OURS, THEIRS = ALL[:2], ALL[2:]
 
 # (classes, names of tests, reason)
-EXPECTED = []
+EXPECTED = [
+    (
+        ALL,
+        ["test_model_outputs_equivalence", "test_retain_grad_hidden_states_attentions"],
+        "asks for attention weights, which never exist",
+    ),
+    (OURS, ["test_attention_outputs"], "asks for attention weights, which never exist"),
+    (THEIRS, ["test_capture_outputs_decorator"], "asks for attention weights, which never exist"),
+    (
+        THEIRS,
+        ["test_sdpa_can_dispatch_non_composite_models"],
+        "expects a saved model to come back with a softmax; it comes back with the attention that it was saved with",
+    ),
+]
 
 
 def expected():

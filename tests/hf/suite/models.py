@@ -29,6 +29,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+THEIRS = {**SIZES, "max_position_embeddings": 512, "attn_implementation": "swat_flex"}
 
 
 class Tester:
@@ -83,14 +84,14 @@ class TestMistral(Common, unittest.TestCase):
     all_model_classes = theirs("Mistral")
 
     def config(self):
-        return transformers.MistralConfig(**SIZES, sliding_window=5, attn_implementation="swat_flex")
+        return transformers.MistralConfig(**THEIRS, sliding_window=5)
 
 
 class TestLlama(Common, unittest.TestCase):
     all_model_classes = theirs("Llama")
 
     def config(self):
-        return transformers.LlamaConfig(**SIZES, attn_implementation="swat_flex")
+        return transformers.LlamaConfig(**THEIRS)
 
 
 class TestQwen3(Common, unittest.TestCase):
@@ -98,6 +99,5 @@ class TestQwen3(Common, unittest.TestCase):
 
     def config(self):
         return transformers.Qwen3Config(
-            **SIZES, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1,
-            attn_implementation="swat_flex",
+            **THEIRS, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1
         )  # fmt: skip

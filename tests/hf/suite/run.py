@@ -87,7 +87,9 @@ def run(folder, kinds, results):
     for kind in kinds:
         outcomes = Outcomes()
         arguments = [f"{HERE / 'models.py'}::{kind}", "--noconftest", f"--rootdir={folder}", "-c", os.devnull]
-        pytest.main([*arguments, "-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore"], plugins=[outcomes])
+        pytest.main(
+            [*arguments, "-q", "--tb=short", "-p", "no:cacheprovider", "--disable-warnings"], plugins=[outcomes]
+        )
         if not outcomes.found:
             raise SystemExit(f"{kind}: no test ran")
         found |= outcomes.found
