@@ -46,7 +46,7 @@ def main() -> None:
     adapted.print_trainable_parameters()
     with torch.no_grad():
         start = adapted(input_ids=new, labels=new).loss.item()
-    end = train(adapted.train(), new, 40, 1e-2)
+    end = train(adapted.train(), new, 60, 2e-2)
     print(f"the adapter on another text: {start:.3f} → {end:.3f} nats")
     assert end < start / 2, (start, end)
 

@@ -168,6 +168,17 @@ def test_what_it_cannot_do_is_refused():
             model(tokens())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_chosen_is_the_papers(name):
+    """Balanced slopes and no bias in transformers' models, in layers with a window and without, whatever ours has."""
+    for layer in other_model(name, head_dim=8).model.layers:
+        q, k, v = torch.randn(3, 1, 4, 6, 8, dtype=torch.float64).unbind()
+        window = getattr(layer.self_attn, "sliding_window", None)
+        out, _ = swat_attention(layer.self_attn, q, k[:, :2], v[:, :2], None, sliding_window=window)
+        exact = naive_swat(q, k[:, :2], v[:, :2], window, scale=8**-0.5, slopes="balanced", logit_bias=None)
+        torch.testing.assert_close(out, exact.transpose(1, 2), rtol=0, atol=1e-12)
+
+
 def test_a_softmax_checkpoint_is_told_apart(tmp_path):
     def said(model):
         with warnings.catch_warnings(record=True) as caught:

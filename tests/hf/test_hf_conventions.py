@@ -99,8 +99,10 @@ def test_early_exit_drafts_with_the_first_layers():
     assert torch.equal(early, model(x, use_cache=False).logits)
 
 
-def test_a_draft_and_its_target_are_ours():
-    model, draft, x = swat_model(), swat_model(seed=1, num_hidden_layers=1), tokens(1, 9)
+@pytest.mark.parametrize("names", [("swat", "swat"), ("swat", "Mistral"), ("Mistral", "swat")])
+def test_a_draft_and_its_target_are_ours(names):
+    made = [swat_model if name == "swat" else functools.partial(other_model, name) for name in names]
+    model, draft, x = made[0](), made[1](seed=1, num_hidden_layers=1), tokens(1, 9)
     plain = model.generate(x, max_new_tokens=12, do_sample=False)
     assert torch.equal(model.generate(x, max_new_tokens=12, do_sample=False, assistant_model=draft), plain)
 

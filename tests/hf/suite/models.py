@@ -80,11 +80,12 @@ def theirs(name):
     )
 
 
+# Windows wider than the tests' texts, as in transformers' own tests: these expect caches that forget nothing.
 class TestMistral(Common, unittest.TestCase):
     all_model_classes = theirs("Mistral")
 
     def config(self):
-        return transformers.MistralConfig(**THEIRS, sliding_window=5)
+        return transformers.MistralConfig(**THEIRS, sliding_window=64)
 
 
 class TestLlama(Common, unittest.TestCase):
@@ -99,5 +100,5 @@ class TestQwen3(Common, unittest.TestCase):
 
     def config(self):
         return transformers.Qwen3Config(
-            **THEIRS, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1
+            **THEIRS, head_dim=8, use_sliding_window=True, sliding_window=64, max_window_layers=1
         )  # fmt: skip
