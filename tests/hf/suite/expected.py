@@ -20,7 +20,7 @@ EXPECTED = [
         "expects a saved model to come back with a softmax; it comes back with the attention that it was saved with",
     ),
     (
-        THEIRS,
+        ["TestLlama"],
         ["test_custom_4d_attention_mask"],
         "its mask is a tree, texts that share a beginning and not their ends, which document ids do not express",
     ),
