@@ -26,17 +26,25 @@ EXPECTED = [
     ),
     (
         OURS,
-        ["test_generate_compile_model_forward_fullgraph"],
-        "expects generate to keep keys in a DynamicCache; ours is a SwatCache",
+        [
+            "test_assisted_decoding_matches_greedy_search_0_random",
+            "test_assisted_decoding_matches_greedy_search_1_same",
+            "test_beam_search_generate_dict_outputs_use_cache",
+            "test_generate_compile_model_forward_fullgraph",
+            "test_greedy_generate_dict_outputs_use_cache",
+            "test_past_key_values_format",
+        ],
+        "expects a DynamicCache, as long as the text; generate keeps rings of a window's slots",
     ),
     (
         ["TestSwatMixed"],
         [
+            "test_assisted_decoding_sample",
+            "test_generate_compilation_all_outputs",
             "test_generate_from_inputs_embeds_with_static_cache",
             "test_generate_with_static_cache",
-            "test_past_key_values_format",
         ],
-        "expects a cache to keep every token; a layer keeps its window",
+        "expects the shape of a cache that keeps every token; one layer keeps 3",
     ),
 ]
 
