@@ -63,6 +63,7 @@ def swat_attention(
         _warn_of_softmax(module, config)
     window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
     queries = query.shape[2]
+    ids: Tensor | None
     if attention_mask is not None and is_square(attention_mask):  # it says all, as in transformers' own attention
         ids, seen = square_documents(attention_mask, query.shape[0], queries, key.shape[2])
     else:

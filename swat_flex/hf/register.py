@@ -35,7 +35,7 @@ def register() -> None:
     AutoModelForCausalLM.register(SwatModelConfig, SwatForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(SwatModelConfig, SwatForSequenceClassification, exist_ok=True)
     # `transformers serve` takes a model's class from there. Importing transformers may replace the module itself.
-    sys.modules["transformers"].SwatForCausalLM = SwatForCausalLM
+    setattr(sys.modules["transformers"], SwatForCausalLM.__name__, SwatForCausalLM)
     AttentionInterface.register(SwatModelConfig.model_type, swat_attention)
     AttentionMaskInterface.register(SwatModelConfig.model_type, swat_mask)
     if not hasattr(PreTrainedConfig.save_pretrained, "__wrapped__"):
