@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: demo test check nightly format fuzz campaign bench peers perf gpu-report clean
+.PHONY: demo test check nightly transformers-suite format fuzz campaign bench peers perf gpu-report clean
 
 demo: $(READY)
 	$(BIN)/swat-flex demo
@@ -23,6 +23,12 @@ check: $(READY)
 # Every test, and for hours cases that no run has drawn before.
 nightly: $(READY)
 	$(PYTEST) --hypothesis-profile=night
+	$(MAKE) transformers-suite
+
+# transformers' own tests on our model and our attention; SOURCE=a checkout of transformers adds those of generation.
+transformers-suite: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[suite]"
+	$(BIN)/python tests/hf/suite/run.py $(if $(SOURCE),--source $(SOURCE))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -37,7 +37,7 @@ def run(path, folder):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page).strip()], ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path):
     """A page's blocks share their names; `<!-- no-run -->` before one leaves it out."""
-    script = tmp_path / page.with_suffix(".py").name
+    script = tmp_path / f"page_{page.stem}.py"  # no name of a package
     script.write_text(blocks(page), encoding="utf-8")
     run(script, tmp_path)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from swat_flex.api import flex_swat
 from swat_flex.hf.config import refuse_attentions
 from swat_flex.hf.mask import aligned
+from swat_flex.hf.square import is_square, square_documents
 from swat_flex.nn import PAPER, SwatConfig
 from swat_flex.nn.config import bias_for, slopes_for
 from swat_flex.positions import document_ids_from_cu_seqlens, per_head_dtype
@@ -41,7 +42,8 @@ def swat_attention(
         module: the model's attention layer; its config is read.
         query: `[B, Hq, T, D]`, after rope; under tensor parallelism this rank's heads.
         key, value: `[B, Hkv, L, D]`, as a cache returns them.
-        attention_mask: from `swat_mask`.
+        attention_mask: from `swat_mask`; or a user's own of four dimensions (`square_documents`), which then tells the
+            window too.
         scaling: factor on ⟨q, k⟩; None is D^(−1/2).
         dropout: 0, as attention without a normaliser has none.
         sliding_window: keys per query, its own included.
@@ -62,7 +64,12 @@ def swat_attention(
         _warn_of_softmax(module, config)
     window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
     queries = query.shape[2]
-    key, value, ids = aligned(key, value, attention_mask, window, queries)
+    ids: Tensor | None
+    if attention_mask is not None and is_square(attention_mask):  # it says all, as in transformers' own attention
+        ids, seen = square_documents(attention_mask, query.shape[0], queries, key.shape[2])
+    else:
+        key, value, ids = aligned(key, value, attention_mask, window, queries)
+        seen = window
     ids = _with_lengths(ids, kwargs.get("cu_seq_lens_q"), query, key)
     heads = query.shape[1]
     total = getattr(config, "num_attention_heads", heads)
@@ -74,7 +81,7 @@ def swat_attention(
         slopes = None if slopes is None else slopes[share]
         logit_bias = logit_bias[share] if isinstance(logit_bias, Tensor) else logit_bias
     out = flex_swat(
-        query, key, value, window, scale=scaling, document_ids=ids, activation=options.activation, slopes=slopes,
+        query, key, value, seen, scale=scaling, document_ids=ids, activation=options.activation, slopes=slopes,
         logit_bias=logit_bias, backend=options.backend,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
@@ -133,10 +140,10 @@ def _bias(options: SwatConfig, window: int | None, query: Tensor) -> Tensor | fl
 
 
 def _check(module: nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
-    if mask is not None and (mask.dim() != 4 or mask.dtype != torch.int32):
+    if mask is not None and mask.dim() != 4:
         raise ValueError(
-            "attention_mask: expected None or [B, L] of 0 and 1 with attn_implementation='swat_flex', got "
-            f"{mask.dtype} of shape {list(mask.shape)}"
+            "attention_mask: expected None, or what `swat_mask` makes of [B, L], or four dimensions with "
+            f"attn_implementation='swat_flex', got shape {list(mask.shape)}"
         )
     if dropout:
         raise ValueError(f"attention_dropout: expected 0 with attn_implementation='swat_flex', got {dropout}")

@@ -22,6 +22,11 @@ from swat_flex.hf.model import SwatModel, SwatPreTrainedModel, keep_drawn
 from swat_flex.nn import SwatTransformer
 from swat_flex.nn.loss import IGNORED, head_cross_entropy
 
+NO_PAGES = (
+    "generate_batch: expected `generate`, which takes any batch, got continuous batching, whose pages swat_flex does "
+    "not read"
+)
+
 
 class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
     """A SWAT language model for transformers.
@@ -164,10 +169,7 @@ class SwatForCausalLM(SwatPreTrainedModel, GenerationMixin):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            "generate_batch: expected `generate`, which keeps one window per row, got continuous batching, whose paged "
-            "cache this model does not read"
-        )
+        raise NotImplementedError(NO_PAGES)
 
 
 class SwatForSequenceClassification(GenericForSequenceClassification, SwatPreTrainedModel):

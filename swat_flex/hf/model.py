@@ -20,6 +20,7 @@ from swat_flex.decode import RingCache
 from swat_flex.hf.adapters import tell_peft
 from swat_flex.hf.cache import LayerOfCache, RingLayer, SwatCache
 from swat_flex.hf.config import SwatModelConfig, refuse_attentions
+from swat_flex.hf.square import is_square, square_documents
 from swat_flex.nn import SwatAttention, SwatTransformer
 from swat_flex.nn.attention import KeyValueCache
 from swat_flex.nn.model import SwatBlock, SwiGLU
@@ -159,7 +160,8 @@ class SwatModel(SwatPreTrainedModel):
 
         Args:
             input_ids: int `[B, L]`; or inputs_embeds `[B, L, hidden_size]`.
-            attention_mask: `[B, N]`, 0 for padding, over all tokens since the start of the cache.
+            attention_mask: `[B, N]`, 0 for padding, over all tokens since the start of the cache. Or, without a cache,
+                `[B, 1, L, L]` that shows documents and padding (`square_documents`); each layer's window holds too.
             position_ids: int `[B, L]` or `[1, L]`, for rope. Without attention_mask and cache a step other than +1
                 starts a packed document.
             cache: any `Cache`; the tokens are appended to it.
@@ -180,6 +182,10 @@ class SwatModel(SwatPreTrainedModel):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"input_ids: expected either input_ids or inputs_embeds, got {given}")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if attention_mask is not None and is_square(attention_mask):
+            if cache is not None or use_cache or document_ids is not None or cu_seq_lens_q is not None:
+                raise ValueError("attention_mask: expected [B, N] with a cache or documents, got four dimensions")
+            document_ids, attention_mask = self._documents_of_square(attention_mask, x), None
         alone = not self.training and position_ids is None and document_ids is None and cu_seq_lens_q is None
         if cache is None and (self.config.use_cache and alone if use_cache is None else use_cache):
             cache = SwatCache(self.config)
@@ -200,6 +206,16 @@ class SwatModel(SwatPreTrainedModel):
             if isinstance(part, RingLayer):
                 part.seen += x.shape[1]
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
+
+    def _documents_of_square(self, mask: Tensor, x: Tensor) -> Tensor:
+        ids, window = square_documents(mask, x.shape[0], x.shape[1], x.shape[1])
+        wider = [own for own in self.config.layer_windows if window is not None and (own is None or own > window)]
+        if wider:
+            raise NotImplementedError(
+                f"attention_mask: expected documents without a window or with at least each layer's, {wider[0]}, got a "
+                f"mask with window {window}"
+            )
+        return ids
 
     def _caches(self, cache: Cache, attention_mask: Tensor | None, x: Tensor) -> Sequence[RingCache | KeyValueCache]:
         """The cache of each layer: its ring, or an adapter of what another cache keeps."""

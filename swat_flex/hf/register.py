@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 from transformers import (
@@ -11,12 +12,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationMixin,
     PreTrainedConfig,
 )
 from transformers.masking_utils import AttentionMaskInterface
 
 from swat_flex.hf.attention import swat_attention
-from swat_flex.hf.causal import SwatForCausalLM, SwatForSequenceClassification
+from swat_flex.hf.causal import NO_PAGES, SwatForCausalLM, SwatForSequenceClassification
 from swat_flex.hf.config import SwatModelConfig
 from swat_flex.hf.mask import swat_mask
 from swat_flex.hf.model import SwatModel
@@ -32,10 +34,13 @@ def register() -> None:
     AutoModel.register(SwatModelConfig, SwatModel, exist_ok=True)
     AutoModelForCausalLM.register(SwatModelConfig, SwatForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(SwatModelConfig, SwatForSequenceClassification, exist_ok=True)
+    # `transformers serve` takes a model's class from there. Importing transformers may replace the module itself.
+    setattr(sys.modules["transformers"], SwatForCausalLM.__name__, SwatForCausalLM)
     AttentionInterface.register(SwatModelConfig.model_type, swat_attention)
     AttentionMaskInterface.register(SwatModelConfig.model_type, swat_mask)
     if not hasattr(PreTrainedConfig.save_pretrained, "__wrapped__"):
         PreTrainedConfig.save_pretrained = _remembering(PreTrainedConfig.save_pretrained)
+        GenerationMixin.init_continuous_batching = _refusing(GenerationMixin.init_continuous_batching)
 
 
 def _remembering(save_pretrained: Any) -> Any:
@@ -57,6 +62,21 @@ def _remembering(save_pretrained: Any) -> Any:
             del self.attn_implementation
 
     return save
+
+
+def _refusing(init_continuous_batching: Any) -> Any:
+    """Make continuous batching refuse models that use "swat_flex".
+
+    Where a flash kernel is installed, transformers would switch them to it, a softmax, with a line in the log.
+    """
+
+    @functools.wraps(init_continuous_batching)
+    def init(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _used_by(self.config):
+            raise NotImplementedError(NO_PAGES)
+        return init_continuous_batching(self, *args, **kwargs)
+
+    return init
 
 
 def _used_by(config: PreTrainedConfig) -> str | dict[str, str]:

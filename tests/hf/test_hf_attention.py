@@ -168,8 +168,8 @@ def test_what_it_cannot_do_is_refused():
     ):
         with pytest.raises((ValueError, NotImplementedError), match=message):
             swat_attention(module, q, k, v, None, **options)
-    with pytest.raises(ValueError, match=r"attention_mask: expected None or \[B, L\]"):
-        other_model("Mistral")(tokens(), attention_mask=torch.zeros(2, 1, 13, 13))
+    with pytest.raises(ValueError, match=r"attention_mask: expected None, .* got shape \[2, 13\]"):
+        swat_attention(module, q, k, v, torch.ones(2, 13))
     for chosen, message in (
         ({"slope": "alibi"}, "config.swat_flex: expected any of slopes"),
         ({"slopes": "1:1"}, "slopes: "),
@@ -178,6 +178,17 @@ def test_what_it_cannot_do_is_refused():
         model = other_model("Mistral", sliding_window=None, swat_flex=chosen)
         with pytest.raises(ValueError, match=message):
             model(tokens())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_chosen_is_the_papers(name):
+    """Balanced slopes and no bias in transformers' models, in layers with a window and without, whatever ours has."""
+    for layer in other_model(name, head_dim=8).model.layers:
+        q, k, v = torch.randn(3, 1, 4, 6, 8, dtype=torch.float64).unbind()
+        window = getattr(layer.self_attn, "sliding_window", None)
+        out, _ = swat_attention(layer.self_attn, q, k[:, :2], v[:, :2], None, sliding_window=window)
+        exact = naive_swat(q, k[:, :2], v[:, :2], window, scale=8**-0.5, slopes="balanced", logit_bias=None)
+        torch.testing.assert_close(out, exact.transpose(1, 2), rtol=0, atol=1e-12)
 
 
 def test_a_softmax_checkpoint_is_told_apart(tmp_path):
