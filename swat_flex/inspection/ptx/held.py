@@ -1,0 +1,104 @@
+"""`Held`: registers of wgmma products, which nobody may touch before the wait, nor use in a product without a fence.
+
+PTX manual, wgmma: a product owns its sums and its operands in registers until `wgmma.wait_group` has waited for its
+group. `wgmma.fence` must stand before the first product, and between any other access to a register and the product
+that uses it; only products that follow each other on the same sums need none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swat_flex.inspection.ptx.faults import Fault
+from swat_flex.inspection.ptx.formats import Array, Mask
+from swat_flex.inspection.ptx.parser import Instruction, Program
+from swat_flex.inspection.ptx.site import Site, Step
+
+if TYPE_CHECKING:
+    from swat_flex.inspection.ptx.machine import Machine
+
+GROUP = 128  # threads of a warpgroup
+_REGISTER = re.compile(r"%[\w$]+")
+
+
+def _used(program: Program) -> set[str]:
+    """Names of the registers that any product uses."""
+    found = set()
+    for instruction in (i for block in program.blocks for i in block.instructions):
+        if instruction.opcode.startswith("wgmma.mma_async"):
+            for operand in instruction.operands[:2]:
+                found |= {instruction.scope[x] for x in Site.vector(operand) if operand.startswith("{")}
+    return found
+
+
+class Held:
+    """What holds, of `[registers, warpgroups]`: the number of the group of products that a register belongs to, or −1.
+
+    Attributes:
+        sums: by which group it is written.
+        reads: by which group it is read.
+        chain: which sums it is one of, since the last fence; −1 where of none.
+        touched: whether an instruction touched it since the last fence; at the beginning all count as touched.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.rows = {name: row for row, name in enumerate(sorted(_used(machine.program)))}
+        self.chains: dict[tuple[int, ...], int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        shape = len(self.rows), max(1, self.machine.lanes // GROUP)
+        self.sums, self.reads, self.chain = (np.full(shape, -1) for _ in range(3))
+        self.touched = np.ones(shape, np.bool_)
+
+    def rows_of(self, instruction: Instruction, text: str) -> Array:
+        """Return the rows of the registers in a text that products use."""
+        names = {instruction.scope.get(name) for name in _REGISTER.findall(text)}
+        return np.array(sorted(self.rows[name] for name in names if name in self.rows), np.int64)
+
+    def watched(self, instruction: Instruction, step: Step) -> Step:
+        """Return the step of an instruction that is no product, which looks at the registers that it touches first."""
+        rows = self.rows_of(instruction, instruction.text) if self.rows else ()
+        if not len(rows):
+            return step
+
+        def run(m: Mask) -> None:
+            groups = np.arange(self.touched.shape[1]) if m is None else np.flatnonzero(m.reshape(-1, GROUP).any(1))
+            at = np.ix_(rows, groups)
+            for table, does in ((self.sums, "writes"), (self.reads, "reads")):
+                self._refuse(table[at] >= 0, f"touches a register that a product in flight {does}", groups)
+            self.touched[at] = True
+            step(m)
+
+        return run
+
+    def product(self, groups: Array, sums: Array, reads: Array, number: Array) -> None:
+        """Note a product that writes and reads registers, in each warpgroup's group of this number."""
+        at, chain = np.ix_(sums, groups), self.chains.setdefault(tuple(sums.tolist()), len(self.chains))
+        both = np.ix_(np.union1d(sums, reads), groups)
+        self._refuse(self.touched[both], "uses a register that was touched without wgmma.fence since", groups)
+        other = (self.chain[at] >= 0) & (self.chain[at] != chain)
+        self._refuse(other, "adds to a register of another product's sums without wgmma.fence since", groups)
+        self._refuse(self.reads[at] >= 0, "writes a register that a product in flight reads", groups)
+        apart = np.ix_(np.setdiff1d(reads, sums), groups)
+        self._refuse(self.sums[apart] >= 0, "reads a register that a product in flight writes", groups)
+        self.sums[at], self.chain[at] = number, chain
+        self.reads[apart] = number
+
+    def fence(self, groups: Array) -> None:
+        """Order what these warpgroups did to registers before what their products do to them."""
+        self.touched[:, groups] = False
+        self.chain[:, groups] = np.where(self.sums[:, groups] < 0, -1, self.chain[:, groups])
+
+    def release(self, limit: Array) -> None:
+        """Let go what belongs to groups below each warpgroup's limit."""
+        for table in (self.sums, self.reads):
+            table[table < limit] = -1
+
+    def _refuse(self, wrong: Array, what: str, groups: Array) -> None:
+        if wrong.any():
+            raise Fault(what, lane=int(groups[wrong.any(0).argmax()]) * GROUP)
