@@ -3,6 +3,10 @@
 PTX manual, wgmma: a product owns its sums and its operands in registers until `wgmma.wait_group` has waited for its
 group. `wgmma.fence` must stand before the first product, and between any other access to a register and the product
 that uses it; only products that follow each other on the same sums need none.
+
+Two accesses that LLVM moves behind the fence, which ptxas sees and puts in order, count as if they stood before it: a
+`mov` between registers, which only gives a value another name, and what writes an operand, if a fence stands anywhere
+between the last commit and the product.
 """
 
 from __future__ import annotations
@@ -24,13 +28,26 @@ GROUP = 128  # threads of a warpgroup
 _REGISTER = re.compile(r"%[\w$]+")
 
 
+def _renamed(instruction: Instruction) -> tuple[str, str] | None:
+    """Return the registers that a `mov` writes and reads, if that is all it does."""
+    names = [instruction.scope.get(operand) for operand in instruction.operands]
+    if instruction.opcode.startswith("mov.") and len(names) == 2 and names[0] and names[1]:
+        return names[0], names[1]
+    return None
+
+
 def _used(program: Program) -> set[str]:
-    """Names of the registers that any product uses."""
-    found = set()
-    for instruction in (i for block in program.blocks for i in block.instructions):
+    """Names of the registers that any product uses, and of those that are moved into such."""
+    instructions = [instruction for block in program.blocks for instruction in block.instructions]
+    found, new = set[str](), set[str]()
+    for instruction in instructions:
         if instruction.opcode.startswith("wgmma.mma_async"):
             for operand in instruction.operands[:2]:
-                found |= {instruction.scope[x] for x in Site.vector(operand) if operand.startswith("{")}
+                new |= {instruction.scope[x] for x in Site.vector(operand) if operand.startswith("{")}
+    moves = [move for instruction in instructions if new and (move := _renamed(instruction))]
+    while new:
+        found |= new
+        new = {source for to, source in moves if to in new} - found
     return found
 
 
@@ -42,6 +59,7 @@ class Held:
         reads: by which group it is read.
         chain: which sums it is one of, since the last fence; −1 where of none.
         touched: whether an instruction touched it since the last fence; at the beginning all count as touched.
+        begun: of each warpgroup, whether it fenced since it last closed a group of products.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -53,7 +71,7 @@ class Held:
     def reset(self) -> None:
         shape = len(self.rows), max(1, self.machine.lanes // GROUP)
         self.sums, self.reads, self.chain = (np.full(shape, -1) for _ in range(3))
-        self.touched = np.ones(shape, np.bool_)
+        self.touched, self.begun = np.ones(shape, np.bool_), np.zeros(shape[1], np.bool_)
 
     def rows_of(self, instruction: Instruction, text: str) -> Array:
         """Return the rows of the registers in a text that products use."""
@@ -65,13 +83,22 @@ class Held:
         rows = self.rows_of(instruction, instruction.text) if self.rows else ()
         if not len(rows):
             return step
+        move = _renamed(instruction)
+        # Where only what is moved away belongs to products, nothing of theirs changes.
+        rename = (self.rows[move[0]], self.rows[move[1]]) if move and move[0] in self.rows else None
 
         def run(m: Mask) -> None:
             groups = np.arange(self.touched.shape[1]) if m is None else np.flatnonzero(m.reshape(-1, GROUP).any(1))
             at = np.ix_(rows, groups)
-            for table, does in ((self.sums, "writes"), (self.reads, "reads")):
-                self._refuse(table[at] >= 0, f"touches a register that a product in flight {does}", groups)
-            self.touched[at] = True
+            self._refuse(self.sums[at] >= 0, "touches a register that a product in flight writes", groups)
+            if move is None or rename is not None:
+                read = at if rename is None else np.ix_(rename[:1], groups)
+                self._refuse(self.reads[read] >= 0, "touches a register that a product in flight reads", groups)
+            if move is None:
+                self.touched[at] = True
+            elif rename is not None:
+                to, of = rename
+                self.touched[to, groups] = self.touched[of, groups] | (m is not None and self.touched[to, groups])
             step(m)
 
         return run
@@ -79,20 +106,25 @@ class Held:
     def product(self, groups: Array, sums: Array, reads: Array, number: Array) -> None:
         """Note a product that writes and reads registers, in each warpgroup's group of this number."""
         at, chain = np.ix_(sums, groups), self.chains.setdefault(tuple(sums.tolist()), len(self.chains))
-        both = np.ix_(np.union1d(sums, reads), groups)
-        self._refuse(self.touched[both], "uses a register that was touched without wgmma.fence since", groups)
+        apart = np.ix_(np.setdiff1d(reads, sums), groups)
+        what = "uses a register that was touched without wgmma.fence since"
+        self._refuse(self.touched[at], what, groups)
+        self._refuse(self.touched[apart] & ~self.begun[groups], what, groups)
         other = (self.chain[at] >= 0) & (self.chain[at] != chain)
         self._refuse(other, "adds to a register of another product's sums without wgmma.fence since", groups)
         self._refuse(self.reads[at] >= 0, "writes a register that a product in flight reads", groups)
-        apart = np.ix_(np.setdiff1d(reads, sums), groups)
         self._refuse(self.sums[apart] >= 0, "reads a register that a product in flight writes", groups)
         self.sums[at], self.chain[at] = number, chain
         self.reads[apart] = number
 
     def fence(self, groups: Array) -> None:
         """Order what these warpgroups did to registers before what their products do to them."""
-        self.touched[:, groups] = False
+        self.touched[:, groups], self.begun[groups] = False, True
         self.chain[:, groups] = np.where(self.sums[:, groups] < 0, -1, self.chain[:, groups])
+
+    def commit(self, groups: Array) -> None:
+        """Close a group of products."""
+        self.begun[groups] = False
 
     def release(self, limit: Array) -> None:
         """Let go what belongs to groups below each warpgroup's limit."""

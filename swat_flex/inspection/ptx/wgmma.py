@@ -228,7 +228,9 @@ def _build(site: Site) -> Step:
     if what == "commit_group":
 
         def commit(m: Mask) -> None:
-            machine.products.committed[machine.groups_of(m, GROUP)] += 1
+            groups = machine.groups_of(m, GROUP)
+            machine.products.committed[groups] += 1
+            machine.products.held.commit(groups)
 
         return commit
     keep = int(site.operands[0])

@@ -180,7 +180,7 @@ def test_widths_of_wgmma(n, kind):
 WRONG = {
     "without a proxy fence": ("fence.proxy.async.shared::cta;", ""),
     "race: a product reads": ("bar.sync 0;", ""),
-    "ends while products run": ("wgmma.wait_group.sync.aligned 0;", ""),
+    "ends while products run": ("wgmma.wait_group.sync.aligned 0;", "ret;"),
     "touches a register that a product in flight writes": ("wgmma.wait_group", "mov.b32 %r100, 0; wgmma.wait_group"),
     "a product in flight reads": ("wgmma.wait_group", "bar.sync 0; st.shared.b32 [%r5], %r1; wgmma.wait_group"),
 }
@@ -199,12 +199,20 @@ LAST = f"{WAIT} 0;"
 ORDER = {  # the words of the fault, or None; what is replaced, by what
     "the first product without a fence": ("touched without wgmma.fence", f"{FENCE};", ""),
     "a sum written after the fence": ("touched without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r100, 0;"),
-    "a sum read after the fence": ("touched without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r90, %r100;"),
+    "a sum read after the fence": (
+        "touched without wgmma.fence", f"{FENCE};", f"{FENCE}; add.f32 %r90, %r100, 0f00000000;",
+    ),
     "a sum written before the fence": (None, f"{FENCE};", f"mov.b32 %r100, 0; {FENCE};"),
     "another register written after it": (None, f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0;"),
     "a sum written by some threads": (
         "touched without wgmma.fence", f"{FENCE};",
         f"{FENCE}; setp.gt.u32 %p2, %r1, 100; @%p2 mov.b32 %r100, 0;",
+    ),
+    "a sum moved from what was there before it": (
+        None, f"{FENCE};", f"mov.b32 %r90, 0; {FENCE}; mov.b32 %r100, %r90;",
+    ),
+    "a sum moved from what was written after it": (
+        "touched without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0; mov.b32 %r100, %r90;",
     ),
     "a sum read before the wait": ("a product in flight writes", LAST, f"mov.b32 %r90, %r100; {LAST}"),
     "the products in no group": ("a product in flight writes", f"{COMMIT};", ""),
@@ -230,7 +238,13 @@ PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{{sums}}}, {{{le
 ONE, TWO = "%r100, %r101, %r102, %r103", "%r104, %r105, %r106, %r107"
 LEFT, SHIFTED = "%r110, %r111, %r112, %r113", "%r101, %r102, %r103, %r104"
 IN_REGISTERS = {  # the words of the fault, or None; the instructions between operands that are there and the last wait
-    "an operand written after the fence": ("touched without", f"{FENCE}; mov.b32 %r110, 0;", [(ONE, LEFT)]),
+    "an operand written after the fence, which ptxas orders": (None, f"{FENCE}; mov.b32 %r110, 0;", [(ONE, LEFT)]),
+    "an operand written after the last group": (
+        "touched without", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0;", (ONE, LEFT)]
+    ),
+    "an operand written and fenced after the last group": (
+        None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0; {FENCE};", (ONE, LEFT)]
+    ),
     "an operand written in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r110, 0;"]),
     "an operand read in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r90, %r110;"]),
     "an operand of two products": (None, f"{FENCE};", [(ONE, LEFT), (TWO, LEFT)]),

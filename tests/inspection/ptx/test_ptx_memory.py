@@ -64,6 +64,12 @@ def test_vectors_and_narrow_types():
     np.testing.assert_array_equal(found, THREAD.astype(np.uint32) + X + signed)
 
 
+def test_what_caches_should_keep_changes_nothing():
+    body = """createpolicy.fractional.L2::evict_last.b64 %rd7, 1.0;
+    ld.global.L1::evict_last.L2::cache_hint.b32 %r3, [%rd4], %rd7;"""
+    np.testing.assert_array_equal(execute(body, X)[0], X)
+
+
 def test_writes_are_counted_and_gaps_are_no_part_of_a_tensor():
     _, machine = execute("st.global.b32 [%rd2], %r2; mov.u32 %r3, 1;", X)
     assert (machine.memory.regions[1].writes == 2).all()
