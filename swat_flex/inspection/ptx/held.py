@@ -1,10 +1,10 @@
 """`Held`: registers of wgmma products, which nobody may touch before the wait, nor use in a product without a fence.
 
 PTX manual, wgmma: a product owns its sums and its operands in registers until `wgmma.wait_group` has waited for its
-group. `wgmma.fence` must stand before the first product, and between any other access to a register and the product
-that uses it; only products that follow each other on the same sums need none.
+group. `wgmma.fence` must stand before the first product, and between what else writes a register and the product that
+uses it; only products that follow each other on the same sums need none.
 
-Two accesses that LLVM moves behind the fence, which ptxas sees and puts in order, count as if they stood before it: a
+Two things that LLVM moves behind the fence, and that ptxas sees and puts in order, count as if they stood before it: a
 `mov` between registers, which only gives a value another name, and what writes an operand, if a fence stands anywhere
 between the last commit and the product.
 """
@@ -58,7 +58,8 @@ class Held:
         sums: by which group it is written.
         reads: by which group it is read.
         chain: which sums it is one of, since the last fence; −1 where of none.
-        touched: whether an instruction touched it since the last fence; at the beginning all count as touched.
+        written: whether an instruction wrote it since the last fence; at the beginning all count as written.
+        flying: whether any product is in flight.
         begun: of each warpgroup, whether it fenced since it last closed a group of products.
     """
 
@@ -71,7 +72,8 @@ class Held:
     def reset(self) -> None:
         shape = len(self.rows), max(1, self.machine.lanes // GROUP)
         self.sums, self.reads, self.chain = (np.full(shape, -1) for _ in range(3))
-        self.touched, self.begun = np.ones(shape, np.bool_), np.zeros(shape[1], np.bool_)
+        self.written, self.begun = np.ones(shape, np.bool_), np.zeros(shape[1], np.bool_)
+        self.flying = False
 
     def rows_of(self, instruction: Instruction, text: str) -> Array:
         """Return the rows of the registers in a text that products use."""
@@ -83,22 +85,24 @@ class Held:
         rows = self.rows_of(instruction, instruction.text) if self.rows else ()
         if not len(rows):
             return step
-        move = _renamed(instruction)
-        # Where only what is moved away belongs to products, nothing of theirs changes.
-        rename = (self.rows[move[0]], self.rows[move[1]]) if move and move[0] in self.rows else None
+        move, result = _renamed(instruction), instruction.operands[0]
+        writes = self.rows_of(instruction, "" if result.startswith("[") else result)
+        # Where a register of a product's is moved away, it is only read, and may go on being read.
+        kept = writes if move else rows
+        everybody = np.arange(self.written.shape[1])
 
         def run(m: Mask) -> None:
-            groups = np.arange(self.touched.shape[1]) if m is None else np.flatnonzero(m.reshape(-1, GROUP).any(1))
-            at = np.ix_(rows, groups)
-            self._refuse(self.sums[at] >= 0, "touches a register that a product in flight writes", groups)
-            if move is None or rename is not None:
-                read = at if rename is None else np.ix_(rename[:1], groups)
-                self._refuse(self.reads[read] >= 0, "touches a register that a product in flight reads", groups)
-            if move is None:
-                self.touched[at] = True
-            elif rename is not None:
-                to, of = rename
-                self.touched[to, groups] = self.touched[of, groups] | (m is not None and self.touched[to, groups])
+            groups = everybody if m is None else np.flatnonzero(m.reshape(-1, GROUP).any(1))
+            if self.flying:
+                wrong = self.sums[np.ix_(rows, groups)] >= 0
+                self._refuse(wrong, "touches a register that a product in flight writes", groups)
+                wrong = self.reads[np.ix_(kept, groups)] >= 0
+                self._refuse(wrong, "touches a register that a product in flight reads", groups)
+            if move and len(writes):
+                of = self.written[self.rows[move[1]], groups]
+                self.written[writes[0], groups] = of if m is None else of | self.written[writes[0], groups]
+            else:
+                self.written[np.ix_(writes, groups)] = True
             step(m)
 
         return run
@@ -107,19 +111,19 @@ class Held:
         """Note a product that writes and reads registers, in each warpgroup's group of this number."""
         at, chain = np.ix_(sums, groups), self.chains.setdefault(tuple(sums.tolist()), len(self.chains))
         apart = np.ix_(np.setdiff1d(reads, sums), groups)
-        what = "uses a register that was touched without wgmma.fence since"
-        self._refuse(self.touched[at], what, groups)
-        self._refuse(self.touched[apart] & ~self.begun[groups], what, groups)
+        what = "uses a register that was written without wgmma.fence since"
+        self._refuse(self.written[at], what, groups)
+        self._refuse(self.written[apart] & ~self.begun[groups], what, groups)
         other = (self.chain[at] >= 0) & (self.chain[at] != chain)
         self._refuse(other, "adds to a register of another product's sums without wgmma.fence since", groups)
         self._refuse(self.reads[at] >= 0, "writes a register that a product in flight reads", groups)
         self._refuse(self.sums[apart] >= 0, "reads a register that a product in flight writes", groups)
         self.sums[at], self.chain[at] = number, chain
-        self.reads[apart] = number
+        self.reads[apart], self.flying = number, True
 
     def fence(self, groups: Array) -> None:
         """Order what these warpgroups did to registers before what their products do to them."""
-        self.touched[:, groups], self.begun[groups] = False, True
+        self.written[:, groups], self.begun[groups] = False, True
         self.chain[:, groups] = np.where(self.sums[:, groups] < 0, -1, self.chain[:, groups])
 
     def commit(self, groups: Array) -> None:
@@ -130,6 +134,7 @@ class Held:
         """Let go what belongs to groups below each warpgroup's limit."""
         for table in (self.sums, self.reads):
             table[table < limit] = -1
+        self.flying = bool((self.sums >= 0).any() or (self.reads >= 0).any())
 
     def _refuse(self, wrong: Array, what: str, groups: Array) -> None:
         if wrong.any():

@@ -197,22 +197,20 @@ def test_a_product_that_is_not_waited_for_or_fenced(words_of_the_fault):
 FENCE, COMMIT, WAIT = (f"wgmma.{x}.sync.aligned" for x in ("fence", "commit_group", "wait_group"))
 LAST = f"{WAIT} 0;"
 ORDER = {  # the words of the fault, or None; what is replaced, by what
-    "the first product without a fence": ("touched without wgmma.fence", f"{FENCE};", ""),
-    "a sum written after the fence": ("touched without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r100, 0;"),
-    "a sum read after the fence": (
-        "touched without wgmma.fence", f"{FENCE};", f"{FENCE}; add.f32 %r90, %r100, 0f00000000;",
-    ),
+    "the first product without a fence": ("written without wgmma.fence", f"{FENCE};", ""),
+    "a sum written after the fence": ("written without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r100, 0;"),
+    "a sum read after the fence": (None, f"{FENCE};", f"{FENCE}; add.f32 %r90, %r100, 0f00000000;"),
     "a sum written before the fence": (None, f"{FENCE};", f"mov.b32 %r100, 0; {FENCE};"),
     "another register written after it": (None, f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0;"),
     "a sum written by some threads": (
-        "touched without wgmma.fence", f"{FENCE};",
+        "written without wgmma.fence", f"{FENCE};",
         f"{FENCE}; setp.gt.u32 %p2, %r1, 100; @%p2 mov.b32 %r100, 0;",
     ),
     "a sum moved from what was there before it": (
         None, f"{FENCE};", f"mov.b32 %r90, 0; {FENCE}; mov.b32 %r100, %r90;",
     ),
     "a sum moved from what was written after it": (
-        "touched without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0; mov.b32 %r100, %r90;",
+        "written without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0; mov.b32 %r100, %r90;",
     ),
     "a sum read before the wait": ("a product in flight writes", LAST, f"mov.b32 %r90, %r100; {LAST}"),
     "the products in no group": ("a product in flight writes", f"{COMMIT};", ""),
@@ -240,7 +238,7 @@ LEFT, SHIFTED = "%r110, %r111, %r112, %r113", "%r101, %r102, %r103, %r104"
 IN_REGISTERS = {  # the words of the fault, or None; the instructions between operands that are there and the last wait
     "an operand written after the fence, which ptxas orders": (None, f"{FENCE}; mov.b32 %r110, 0;", [(ONE, LEFT)]),
     "an operand written after the last group": (
-        "touched without", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0;", (ONE, LEFT)]
+        "written without", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0;", (ONE, LEFT)]
     ),
     "an operand written and fenced after the last group": (
         None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0; {FENCE};", (ONE, LEFT)]
