@@ -108,9 +108,9 @@ class Held:
         return run
 
     def product(self, groups: Array, sums: Array, reads: Array, number: Array) -> None:
-        """Note a product that writes and reads registers, in each warpgroup's group of this number."""
+        """Note a product that writes `sums` and reads other registers, in each warpgroup's group of this number."""
         at, chain = np.ix_(sums, groups), self.chains.setdefault(tuple(sums.tolist()), len(self.chains))
-        apart = np.ix_(np.setdiff1d(reads, sums), groups)
+        apart = np.ix_(reads, groups)
         what = "uses a register that was written without wgmma.fence since"
         self._refuse(self.written[at], what, groups)
         self._refuse(self.written[apart] & ~self.begun[groups], what, groups)

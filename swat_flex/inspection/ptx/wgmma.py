@@ -183,7 +183,7 @@ def _product(site: Site) -> Step:
     flips = (False, bool(rest[2])) if in_registers else (bool(rest[2]), bool(rest[3]))
     machine, held = site.machine, site.machine.products.held
     sums = held.rows_of(site.instruction, site.operands[0])
-    reads = held.rows_of(site.instruction, site.operands[1] if in_registers else "")
+    reads = np.setdiff1d(held.rows_of(site.instruction, site.operands[1] if in_registers else ""), sums)
 
     def run(m: Mask) -> None:
         groups = machine.groups_of(m, GROUP)

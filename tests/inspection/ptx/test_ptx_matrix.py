@@ -244,7 +244,8 @@ IN_REGISTERS = {  # the words of the fault, or None; the instructions between op
         None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0; {FENCE};", (ONE, LEFT)]
     ),
     "an operand written in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r110, 0;"]),
-    "an operand read in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r90, %r110;"]),
+    "an operand read in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; add.s32 %r90, %r110, 1;"]),
+    "an operand moved elsewhere in flight": (None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r90, %r110;"]),
     "an operand of two products": (None, f"{FENCE};", [(ONE, LEFT), (TWO, LEFT)]),
     "sums of two products": (None, f"{FENCE};", [(ONE, LEFT), (ONE, LEFT)]),
     "sums that overlap": ("another product's sums", f"{FENCE};", [(ONE, LEFT), (SHIFTED, LEFT)]),
