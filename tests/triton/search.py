@@ -7,6 +7,8 @@ not see it, and of other keys' gradients, as they were. Prints how many ran; sto
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import random
 import sys
@@ -94,15 +96,16 @@ def search(targets, seed, first, over, ran):
             for at in range(CALLS):
                 call = call_of(draw, common, ahead)
                 try:
-                    found = hold(call, target)
-                    if at == 0:
-                        hold_unseen(call, target, found, draw.randrange(call.length))
+                    with contextlib.redirect_stdout(io.StringIO()) as errors:
+                        found = hold(call, target)
+                        if at == 0:
+                            hold_unseen(call, target, found, draw.randrange(call.length))
                 except OutOfResources:
                     ran["programs too large"] += 1
                     break
                 except (Fault, AssertionError):
                     again = f"again: --seed {seed} --first {number} --targets {','.join(targets)}"
-                    return f"{traceback.format_exc()}\n{target}, {chosen}, {call}\n{again}"
+                    return f"{errors.getvalue()}{traceback.format_exc()}\n{target}, {chosen}, {call}\n{again}"
                 ran[f"calls on {target}"] += 1
                 ran["programs"] += at == 0
     return None
