@@ -121,14 +121,20 @@ DELETED = [
     ("sm_90", "bar.sync", 6, "as above: products are waited for, and the next barrier comes before the next write"),
     ("sm_90", "fence.proxy", 2, "the same warps fence again before a product reads"),
     ("sm_90", "wgmma.wait_group", 2, "the next wait comes before the sums are read"),
-    ("sm_90", "wgmma.commit_group", 0, ""),
-    ("sm_90", "wgmma.fence", 0, ""),
+    ("sm_90", "wgmma.commit_group", 2, "the next commit closes the group with its own, and the wait is for both"),
+    ("sm_90", "wgmma.fence", 2, "nothing writes the product's registers between the fence before and it"),
     ("sm_90 descriptors", "@!complete bra", 0, ""),
     ("sm_90 descriptors", "bar.sync", 27, "two barriers lie between an mbarrier's beginning and its other users"),
 ]
 
 
-@pytest.mark.parametrize(("which", "what", "harmless", "reason"), DELETED)
+MANY = [("sm_80", "bar.sync"), ("sm_90 descriptors", "bar.sync")]  # places, each of which takes a second
+
+
+@pytest.mark.parametrize(
+    ("which", "what", "harmless", "reason"),
+    [pytest.param(*x, marks=pytest.mark.slow if x[:2] in MANY else (), id=f"{x[0]}-{x[1]}") for x in DELETED],
+)
 def test_deleted_one_by_one(which, what, harmless, reason):
     found = {place.start(): outcome(which, edited(which, place, ""))
              for place in places(which, rf"^\s*{re.escape(what)}.*$")}  # fmt: skip
