@@ -203,7 +203,8 @@ EXECUTED = [(90, "d64"), (90, "d128"), (90, "tma"), (80, "d64"), (80, "d128")]
 def test_compiled_kernels_compute_the_definition(lowered, capability, name):
     """Forward and every gradient, executed as machine code for the GPU: no fault, every element written once.
 
-    FlexAttention's result is rounded to bfloat16 before it is multiplied by exp(logsumexp): twice half a unit.
+    But for the gradient of the slopes, which the kernel adds to atomically. The error is twice half a unit: FlexAttention's
+    result is rounded to bfloat16 before it is multiplied by exp(logsumexp).
     """
     path = lowered[capability, name]
     run("execute.py", f"sm_{capability}", str(path))
@@ -215,6 +216,6 @@ def test_compiled_kernels_compute_the_definition(lowered, capability, name):
     assert len(templates) == 2
     for execution in templates:
         assert not execution.undefined
-        written = {name: writes for name, writes in execution.writes.items() if writes.any()}
-        print({name: writes.unique().tolist() for name, writes in written.items()})
-        assert written
+        results = {name: x for name, x in execution.writes.items() if x.any() and not name.startswith("in_")}
+        assert len(results) == (2 if "arg_LSE" in results else 3)  # out and its logsumexp; dq, dk and dv
+        assert all((writes == 1).all() for writes in results.values()), list(results)
