@@ -203,8 +203,8 @@ EXECUTED = [(90, "d64"), (90, "d128"), (90, "tma"), (80, "d64"), (80, "d128")]
 def test_compiled_kernels_compute_the_definition(lowered, capability, name):
     """Forward and every gradient, executed as machine code for the GPU: no fault, every element written once.
 
-    But for the gradient of the slopes, which the kernel adds to atomically. The error is twice half a unit: FlexAttention's
-    result is rounded to bfloat16 before it is multiplied by exp(logsumexp).
+    But for the gradient of the slopes, which the kernel adds to atomically. The error is twice half a unit:
+    FlexAttention's result is rounded to bfloat16 before it is multiplied by exp(logsumexp).
     """
     path = lowered[capability, name]
     run("execute.py", f"sm_{capability}", str(path))
