@@ -20,9 +20,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow"
 
-# Every test, and for hours cases that no run has drawn before.
+# Every test, and for hours cases that no run has drawn before; half an hour of configurations for GPUs among them.
 nightly: $(READY)
 	$(PYTEST) --hypothesis-profile=night
+	$(BIN)/python tests/triton/search.py --seconds 1800
 	$(MAKE) transformers-suite
 
 # transformers' own tests on our model and our attention; SOURCE=a checkout of transformers adds those of generation.

@@ -111,6 +111,7 @@ def plan(dry: bool = False) -> list[Step]:
     steps = [
         ours("versions", 20, "versions"),
         *(ours(f"first calls, {name}", 40, "first", name) for name in ("triton", "flex", "decode")),
+        Step("emulation", (sys.executable, "-m", "perf.emulated", *flags), 60),
         tests("tests, bfloat16", 240, "gpu", "bfloat16 or not (float16 or float32)"),
         *(
             ours(

@@ -116,15 +116,16 @@ def sentences(record: Record) -> list[str]:
 def described(record: Record) -> str:
     """Honest about the size, in one paragraph."""
     size, text = record.size, record.text
+    partial = " (partial: not every run has been made)" if " to " in record.seeds else ""
     counts = sorted({run.parameters for run in record.runs})
     parameters = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"{parameters} parameters ({size.layers} layers, width {size.hidden}, 12 heads of {size.hidden // 12}), "
         f"{size.tokens:,} bytes of {text['name']} ({text['licence']}) per run in rows of {size.length}, window "
-        f"{size.window} where it slides, AdamW, {record.seeds} seeds. {_chosen(record)} Bits per byte of {size.chunks} "
-        f"held-out pieces of {record.lengths[-1]:,} bytes, cut into rows of each length: the predicted bytes are the "
-        "same, only how far a row reaches back differs. ± is a 95% interval over seeds. "
-        f"{', '.join(record.machine.values())}."
+        f"{size.window} where it slides, AdamW, {record.seeds} seeds{partial}. {_chosen(record)} "
+        f"Bits per byte of {size.chunks} held-out pieces of {record.lengths[-1]:,} bytes, cut into rows of each "
+        "length: the predicted bytes are the same, only how far a row reaches back differs. ± is a 95% interval "
+        f"over seeds. {', '.join(record.machine.values())}."
     )
 
 

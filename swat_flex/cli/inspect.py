@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autotune.files import write_whole
-from swat_flex.cli import options, screen
+from swat_flex.cli import executed, options, screen
 from swat_flex.inspection import (
     GPUS,
     Gpu,
@@ -38,7 +38,10 @@ NOTE = "The bound is a static prediction from instruction counts and published r
 def inspect(
     kernel: Annotated[
         str | None,
-        typer.Argument(metavar="[MODULE:KERNEL]", help="A triton.jit function of a module or of a .py file."),
+        typer.Argument(
+            metavar="[MODULE:KERNEL]",
+            help="A triton.jit function of a module or of a .py file; with --run, a function that launches it.",
+        ),
     ] = None,
     target: Annotated[str, typer.Option(help="sm_80, sm_86, sm_89, sm_90, sm_100, sm_120 or gfx942.")] = "sm_90",
     signature: Annotated[
@@ -63,14 +66,24 @@ def inspect(
     ] = None,
     head_dim: Annotated[int, typer.Option(help="Head dimension of swat_flex's own kernels.")] = 64,
     window: Annotated[str, typer.Option(help="Window of swat_flex's own kernels: tokens, or left,right.")] = "1024",
+    run: Annotated[
+        bool, typer.Option("--run", help="Execute the compiled code on the CPU instead, on a small case.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the same facts to this file.")] = None,
 ) -> None:
     """Registers, spills, occupancy, instruction mix and static bound of a Triton kernel, for any target.
 
-    The bound is a prediction from instruction counts and published rates, not a measurement.
+    The bound is a prediction from instruction counts and published rates, not a measurement. --run executes the
+    machine's instructions one by one, and tells what they compute, write and never reach, or which rule they break.
     """
     options.whole("--head-dim", head_dim, 1, 256)
     keys = options.window(window)
+    if run:
+        works = executed.own(head_dim, keys) if kernel is None else [executed.of_function(kernel, _load(kernel))]
+        records = executed.run(target, works)
+        if json_file is not None:
+            _write(json_file, records)
+        raise typer.Exit(any(record["fault"] for record in records))
     if kernel is None:
         _report_own(head_dim, keys, target, gpu, json_file)
         return

@@ -71,7 +71,7 @@ def execute(
         raise RuntimeError(
             f'numpy: expected to be installed to execute a kernel: pip install "swat_flex[emulate]", got {error}'
         ) from error
-    from swat_flex.inspection.ptx import Global, Machine, parse
+    from swat_flex.inspection.ptx import Fault, Global, Machine, parse
 
     if not hasattr(kernel, "asm"):
         kernel = compile_launch(kernel, target, arguments, **options)
@@ -83,9 +83,13 @@ def execute(
     tensors = _Tensors(memory)
     for name, value in values:
         tensors.collect(name, value.base if _is_descriptor(value) else value)
-    machine = Machine(program, kernel.metadata.shared, memory, grid)
-    _pass(machine, tensors, values, iter(kernel.metadata.tensordesc_meta or ()))
-    machine.run()
+    try:
+        machine = Machine(program, kernel.metadata.shared, memory, grid)
+        _pass(machine, tensors, values, iter(kernel.metadata.tensordesc_meta or ()))
+        machine.run()
+    except Fault as fault:
+        fault.kernel = program.name
+        raise
     skipped = [b for at, b in enumerate(program.blocks) if at not in machine.ran]
     return Execution(
         writes=tensors.writes(),
@@ -96,7 +100,9 @@ def execute(
 
 
 def compile_launch(kernel: Any, target: str, arguments: Mapping[str, Any], **options: Any) -> Any:
-    """Compile a `triton.jit` function as a launch with these arguments on that target would.
+    """Compile a `triton.jit` function as a launch with these arguments on that target would, down to PTX.
+
+    What ptxas would make of it is left out: half of the time, and nothing that is executed here.
 
     Raises:
         TypeError: the kernel is no `triton.jit` function.
@@ -116,9 +122,16 @@ def compile_launch(kernel: Any, target: str, arguments: Mapping[str, Any], **opt
 
 @contextmanager
 def _pretending(capability: int) -> Iterator[None]:
-    """Answer what Triton asks of a driver before it compiles."""
+    """Answer what Triton asks of a driver before it compiles, and stop it at PTX."""
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
+
+    def stop(*stages: Any) -> tuple[str, str] | None:
+        if not stages:
+            return "PTX alone", "PTX alone"  # part of the key by which Triton keeps what it compiled
+        stages[1]["cubin"] = lambda ptx, metadata: b"not compiled beyond PTX"
+        return None
 
     class Driver:
         def get_current_target(self) -> GPUTarget:
@@ -130,12 +143,13 @@ def _pretending(capability: int) -> Iterator[None]:
         def get_current_stream(self, device: str) -> int:
             return 0
 
-    before = driver._active
+    before, hook = driver._active, knobs.runtime.add_stages_inspection_hook
     driver.set_active(Driver())
+    knobs.runtime.add_stages_inspection_hook = stop
     try:
         yield
     finally:
-        driver._active = before
+        driver._active, knobs.runtime.add_stages_inspection_hook = before, hook
 
 
 def check_compiled(kernel: Any, target: str) -> None:

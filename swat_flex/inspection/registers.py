@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 _NO_CODE = re.compile(r"//[^\n]*|^\s*\$?\w+:|^\s*\.(?!reg\b)[^\n]*", re.MULTILINE)  # comments, labels, directives
@@ -12,6 +13,7 @@ _REGISTER = re.compile(r"%[a-z]+\d*")
 _NO_RESULT = re.compile(r"(st|red|cp|bar|barrier|bra|stmatrix|fence|membar|prefetch|setmaxnreg|nanosleep)\b")
 
 
+@functools.lru_cache(maxsize=64)
 def undefined_registers(ptx: str) -> tuple[str, ...]:
     """Names of the registers of a PTX module that some instruction reads and none writes, in the order of first use.
 

@@ -1,5 +1,6 @@
 """Kernels to look at: small, and with facts that can be computed by hand."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -37,3 +38,19 @@ def tuned_kernel(x, out, n, B: tl.constexpr):
 
 
 not_a_kernel = 3
+
+
+def scale_case(n=1000):
+    """Twice of 1,000 numbers, by eight blocks of 128."""
+    x, out = torch.arange(1000.0), torch.full((1000,), float("nan"))
+    scale_kernel[(8,)](x, out, n, 2.0, B=128)
+    return {"out": (out, 2 * x.double())}
+
+
+def overrun_case():
+    """The same with a length that is one too many."""
+    return scale_case(1001)
+
+
+def idle_case():
+    """Nothing at all."""

@@ -68,6 +68,62 @@ def test_decoding_is_bound_by_memory_though_no_gpu_is_named():
     assert decode[decode.index("predicted bound") :].split()[2] == "memory"
 
 
+def run_case(name, *arguments):
+    return run(f"{KERNELS}:{name}", "--run", "--target", "sm_90", *arguments)
+
+
+def test_a_function_of_ones_own_is_executed(tmp_path):
+    file = tmp_path / "ran.json"
+    result = run_case("scale_case", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    (record,) = json.loads(file.read_text())
+    (launch,) = record["launches"]
+    assert (launch["kernel"], launch["grid"]) == ("scale_kernel", [8])
+    assert launch["writes"] == {"x": {"0": 1000}, "out": {"1": 1000}}
+    assert record["results"]["out"]["relative"] == 0
+    assert record["fault"] is None
+    output = " ".join(result.output.split())
+    assert "out written: 1,000 elements once" in output
+    assert "not written x" in output
+    assert f"{launch['instructions']}, {launch['missed']} never ran" in output
+
+
+def test_a_fault_names_kernel_instruction_thread_address_and_source(tmp_path):
+    file = tmp_path / "ran.json"
+    result = run_case("overrun_case", "--json", str(file))
+    assert result.exit_code == 1, result.output
+    (record,) = json.loads(file.read_text())
+    for words in ("scale_kernel: out of bounds of x, byte 4000 of 4000", "thread 104 of block (7, 0, 0)",
+                  "inspection_kernels.py:", "ld.global", "address 0x"):  # fmt: skip
+        assert words in record["fault"]
+    assert record["fault"] in result.output
+
+
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
+def test_our_own_kernels_are_executed(target, tmp_path):
+    file = tmp_path / "ran.json"
+    result = run("--run", "--target", target, "--head-dim", "16", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    attend, step = json.loads(file.read_text())
+    assert [x["kernel"] for x in attend["launches"]] == [
+        "forward_kernel",
+        "query_gradient_kernel",
+        "key_gradients_kernel",
+    ]
+    assert "decode_kernel" in {x["kernel"] for x in step["launches"]}
+    for record in (attend, step):
+        for name, found in record["results"].items():
+            assert found["relative"] < 4e-3, name  # half a unit of bfloat16
+            assert f"{found['relative']:.2e}" in result.output
+        for launch in record["launches"]:
+            assert not launch["undefined"]
+            results = {
+                name: set(counts) for name, counts in launch["writes"].items() if name in ("out", "dq", "dk", "dv")
+            }
+            assert results
+            assert all(times == {"1"} for times in results.values()), launch["kernel"]
+
+
 def test_unknown_rates_are_said():
     result = run(*ATTEND, *TILE, "--target", "gfx942")
     assert result.exit_code == 0, result.output
@@ -91,6 +147,9 @@ def test_unknown_rates_are_said():
             "target: expected one of sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, gfx942, got 'sm_70'",
         ),
         ([*SCALE, "--gpu", "A100"], "gpu: expected a GPU of sm_90 (H100, H200), got 'A100'"),
+        (["--run", "--target", "sm_100"], "expected one of sm_80, sm_86, sm_89, sm_90, sm_120, got 'sm_100'"),
+        ([SCALE[0], "--run"], "expected with --run a function that launches the kernel on CPU tensors"),
+        ([f"{KERNELS}:idle_case", "--run"], "expected a function that launches kernels on CPU tensors, got one"),
         ([*SCALE, "--constexpr", "B"], "expected NAME=VALUE, got 'B'"),
         (SCALE, "constexprs: expected a value for B, got {}"),
         ([*SCALE, "--constexpr", "B=100"], "expected a kernel that compiles for sm_90, got CompilationError"),

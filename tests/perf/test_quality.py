@@ -184,6 +184,7 @@ def test_what_is_finished_can_be_reported(tmp_path, trained):
     record = report.Record.read(tmp_path / "r.json")
     assert [(name, len(record.of(name))) for name in record.variants] == [("SWAT 12:0", 2), ("SWAT 8:4", 1)]
     assert record.seeds == "1 to 2"
+    assert "1 to 2 seeds (partial" in report.described(record)
     assert "not decided by 1 seed" in " ".join(report.sentences(record))
 
 

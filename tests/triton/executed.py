@@ -53,17 +53,21 @@ class Call:
             found["logit_bias"] = torch.randn(self.heads, generator=generator)
         return found
 
+    def output(self, function, given, **options):
+        """What a function of this call returns."""
+        ids = None
+        if self.documents:
+            ids = (torch.arange(self.length).expand(self.batch, -1) // 60 - 1).to(torch.int32)
+        return function(
+            given["q"], given["k"], given["v"], self.window, slopes=given.get("slopes"),
+            logit_bias=given.get("logit_bias"), document_ids=ids, activation=self.activation, **options,
+        )  # fmt: skip
+
     def apply(self, function, inputs, **options):
         """{name: result} of a function of this call: the output and the gradients."""
         names = [name for name in inputs if name != "grad" and (self.per_head or name in "qkv")]
         given = {name: x.clone().requires_grad_(name in names) for name, x in inputs.items()}
-        ids = None
-        if self.documents:
-            ids = (torch.arange(self.length).expand(self.batch, -1) // 60 - 1).to(torch.int32)
-        out = function(
-            given["q"], given["k"], given["v"], self.window, slopes=given.get("slopes"),
-            logit_bias=given.get("logit_bias"), document_ids=ids, activation=self.activation, **options,
-        )  # fmt: skip
+        out = self.output(function, given, **options)
         gradients = torch.autograd.grad(out, [given[name] for name in names], inputs["grad"])
         return {"out": out.detach()} | {f"d{name}": x for name, x in zip(names, gradients, strict=True)}
 

@@ -56,7 +56,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+AT_NIGHT = ("D = 80, as many key heads", "hardware tanh")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in AT_NIGHT else ()) for x in OPTIONS])
 def test_options(name):
     target, call = OPTIONS[name]
     hold(call, target)
@@ -70,17 +73,19 @@ def test_options_on_every_target(name, target):
 
 
 CONFIGURATIONS = [
-    ("forward", TritonConfig(64, 64, 4, 3, pair="keys")),
-    ("forward", TritonConfig(64, 64, 4, 3, descriptors=True, pair="queries")),
-    ("query_gradient", TritonConfig(128, 64, 8, 3, descriptors=True)),
-    ("key_gradients", TritonConfig(64, 128, 8, 2, descriptors=True)),
+    {
+        "forward": TritonConfig(64, 64, 4, 3, descriptors=True, pair="queries"),
+        "query_gradient": TritonConfig(128, 64, 8, 3, descriptors=True),
+        "key_gradients": TritonConfig(64, 128, 8, 2, descriptors=True),
+    },
+    pytest.param({"forward": TritonConfig(64, 64, 4, 3, pair="keys")}, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("kernel", "config"), CONFIGURATIONS, ids=str)
-def test_tensor_memory_accelerators_and_pairs(kernel, config):
+@pytest.mark.parametrize("configs", CONFIGURATIONS, ids=["descriptors", "pairs of keys"])
+def test_tensor_memory_accelerators_and_pairs(configs):
     from swat_flex.backends.triton.op import TUNABLES
 
-    with tuned.using({TUNABLES[kernel].name: config}):
+    with tuned.using({TUNABLES[kernel].name: config for kernel, config in configs.items()}):
         executions = hold(Call(length=200, window=150), "sm_90")
     assert len(executions) == 3

@@ -15,10 +15,10 @@ pytest.importorskip("numpy")
 
 from executed import Call, relative
 
-from swat_flex import tuned
+from swat_flex import flex_swat, naive_swat, tuned
 from swat_flex.backends.triton import op
 from swat_flex.backends.triton.config import TritonConfig
-from swat_flex.inspection import execute
+from swat_flex.inspection import emulated, execute
 from swat_flex.inspection.ptx import Fault
 
 # Small enough to run often; with tiles at both edges and without masks between, and three steps of a pipeline.
@@ -31,9 +31,11 @@ BOUND = 3.9e-3  # half a unit of bfloat16: what an unharmed run stays below
 @cache
 def prepared(which):
     """(the forward's launch, exact output)."""
-    with tuned.using({op.TUNABLES["forward"].name: CONFIGS[which]}):
-        _, launches = CALL.execute(which.split()[0])
-    return launches["forward_kernel"], CALL.exact()["out"]
+    inputs = CALL.inputs()
+    with tuned.using({op.TUNABLES["forward"].name: CONFIGS[which]}), emulated(which.split()[0]) as ran:
+        CALL.output(flex_swat, inputs, backend="triton")
+    (launched,) = ran
+    return launched, CALL.output(naive_swat, {name: x.double() for name, x in inputs.items()})
 
 
 def text_of(which):
@@ -81,7 +83,9 @@ PLANTED = [
     ("sm_80", r"selp\.b32(\s+%r\d+), 16, 0, %p\d+", r"mov.b32\1, 16", None, "out of bounds"),
     ("sm_80", r"@%p\d+ st\.global", "st.global", None, "out of bounds"),
     ("sm_80", r"(ldmatrix.*\[%r\d+\+)1024\]", r"\g<1>1040]", 0, "wrong numbers|unwritten|out of bounds"),
-    ("sm_90", r"wgmma\.wait_group\.sync\.aligned 0;", "", None, "in flight reads"),
+    ("sm_90", r"wgmma\.wait_group\.sync\.aligned 0;", "", None, "a product in flight writes"),
+    ("sm_90", r"wgmma\.commit_group\.sync\.aligned;", "", None, "a product in flight writes"),
+    ("sm_90", r"wgmma\.fence\.sync\.aligned;", "", None, "written without wgmma.fence"),
     ("sm_90", r"fence\.proxy\.async\.shared::cta;", "", None, "without a proxy fence"),
     ("sm_90", r"cp\.async\.wait_group\s+(\d+);", "", 0, "has yet to bring"),
     ("sm_90", r"(%rd\d+, %rd\d+, )0, 1, 1", r"\1 1, 1, 1", None, "wrong numbers"),
@@ -117,12 +121,20 @@ DELETED = [
     ("sm_90", "bar.sync", 6, "as above: products are waited for, and the next barrier comes before the next write"),
     ("sm_90", "fence.proxy", 2, "the same warps fence again before a product reads"),
     ("sm_90", "wgmma.wait_group", 2, "the next wait comes before the sums are read"),
+    ("sm_90", "wgmma.commit_group", 2, "the next commit closes the group with its own, and the wait is for both"),
+    ("sm_90", "wgmma.fence", 2, "nothing writes the product's registers between the fence before and it"),
     ("sm_90 descriptors", "@!complete bra", 0, ""),
     ("sm_90 descriptors", "bar.sync", 27, "two barriers lie between an mbarrier's beginning and its other users"),
 ]
 
 
-@pytest.mark.parametrize(("which", "what", "harmless", "reason"), DELETED)
+MANY = [("sm_80", "bar.sync"), ("sm_90 descriptors", "bar.sync")]  # places, each of which takes a second
+
+
+@pytest.mark.parametrize(
+    ("which", "what", "harmless", "reason"),
+    [pytest.param(*x, marks=pytest.mark.slow if x[:2] in MANY else (), id=f"{x[0]}-{x[1]}") for x in DELETED],
+)
 def test_deleted_one_by_one(which, what, harmless, reason):
     found = {place.start(): outcome(which, edited(which, place, ""))
              for place in places(which, rf"^\s*{re.escape(what)}.*$")}  # fmt: skip

@@ -14,7 +14,7 @@ from executed import Call
 KEY, QUERY = 133, 200  # in the middle of tiles
 TARGETS, DIMS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120"), (16, 32, 64, 128, 256)
 VALUES = [float("nan"), float("inf"), -1e4]
-SAMPLE = [("sm_80", 128, float("nan")), ("sm_90", 64, float("inf")), ("sm_80", 64, -1e4)]
+SAMPLE = [("sm_80", 128, float("nan")), ("sm_90", 64, -1e4)]
 REST = [x for x in itertools.product(TARGETS, DIMS, VALUES) if str(x) not in map(str, SAMPLE)]
 
 
@@ -63,7 +63,7 @@ def test_a_query_changes_only_its_row_and_the_keys_that_it_sees(target, head_dim
     assert not torch.equal(after["dk"], before["dk"])
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_runs_repeat_to_the_bit(target):
     call = Call(length=200, window=150, per_head=True, heads=4, kv_heads=2)
     first, second = (call.execute(target)[0] for _ in range(2))

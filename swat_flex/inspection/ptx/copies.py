@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
+from swat_flex.inspection.ptx.mbarrier import MOST, Barrier
 from swat_flex.inspection.ptx.memory import TensorMap
 from swat_flex.inspection.ptx.parser import split
 from swat_flex.inspection.ptx.site import Site, Step
@@ -32,21 +33,6 @@ class _Copy:
     group: Array
 
 
-@dataclass(slots=True)
-class _Barrier:
-    """An mbarrier: arrivals and bytes that its phase still waits for, and the copies that bring the bytes.
-
-    The first thread that asks is told to ask again, as may happen on a GPU: a program that asks once is found out.
-    """
-
-    expected: int
-    pending: int
-    bytes: int = 0
-    phase: int = 0
-    asked: bool = False
-    copies: list[tuple[Array, Array, Array]] = field(default_factory=list)
-
-
 class Copies:
     """Copies on their way, of all thread blocks that run together."""
 
@@ -57,7 +43,7 @@ class Copies:
     def reset(self) -> None:
         self.flying: list[_Copy] = []
         self.committed = np.zeros(self.machine.lanes, np.int64)  # groups that each lane has closed
-        self.barriers: dict[tuple[int, int], _Barrier] = {}  # by thread block and address
+        self.barriers: dict[tuple[int, int], Barrier] = {}  # by thread block and address
 
     def start(self, lanes: Array, to: Array, values: Array) -> None:
         pieces = self.machine.shared.pieces(to, values.shape[1], lanes)
@@ -81,7 +67,7 @@ class Copies:
                 left.append(copy)
         self.flying = left
 
-    def barrier(self, lane: int, address: int) -> _Barrier:
+    def barrier(self, lane: int, address: int) -> Barrier:
         key = int(self.machine.block_of[lane]), address
         if key not in self.barriers:
             raise Fault("no mbarrier was initialised there", lane=lane, address=address)
@@ -105,21 +91,40 @@ class Copies:
         lanes = np.full(len(chunk), lane)
         pieces = self.machine.shared.pieces(chunk, 16, lanes)
         self.machine.shared.announce(pieces, 16, lanes)
-        self.barrier(lane, barrier).copies.append((pieces, values.reshape(-1, 16), lanes))
+        self.machine.shared.check_fenced(pieces, lanes, "a tensor copy overwrites")
+        self.barrier(lane, barrier).copies.append((pieces, values.reshape(-1, 16)))
 
-    def poll(self, lane: int, address: int, parity: int) -> bool | None:
-        """Tell whether the phase of that parity is over: its bytes land now if they can; None if only others end it."""
+    def arrive(self, lane: int, address: int, arrivals: int, expected: int) -> None:
+        """Count arrivals, and bytes that the phase is to wait for; it is over at once if it waits for no more."""
         found = self.barrier(lane, address)
+        found.pending -= arrivals
+        found.bytes += expected
+        if found.pending < 0:
+            raise Fault("arrives more often than the mbarrier expects", lane=lane, address=address)
+        if found.bytes > MOST:
+            raise Fault(f"an mbarrier that expects {found.bytes} bytes, more than it can count", lane=lane,
+                        address=address)  # fmt: skip
+        if found.over and not found.copies:
+            self._turn(found)
+
+    def _turn(self, found: Barrier) -> None:
+        """Begin the next phase."""
+        found.copies, found.bytes, found.pending, found.phase = [], 0, found.expected, found.phase ^ 1
+        found.before, found.number = found.number, self.machine.shared.new_phase()
+
+    def poll(self, lanes: Array, address: int, parity: int) -> bool | None:
+        """Tell lanes of a block whether the phase of that parity is over: its bytes land now; None if it cannot be."""
+        found = self.barrier(int(lanes[0]), address)
+        if found.phase == parity and not found.over:
+            return None
+        if found.asked != parity:
+            found.asked = parity
+            return False
         if found.phase == parity:
-            if found.pending or sum(values.size for _, values, _ in found.copies) != found.bytes:
-                return None
-            if not found.asked:
-                found.asked = True
-                return False
-            for pieces, values, lanes in found.copies:
-                self.machine.shared.land(pieces, values, lanes, fence=False)
-            found.copies, found.bytes, found.pending, found.phase = [], 0, found.expected, found.phase ^ 1
-            found.asked = False
+            for pieces, values in found.copies:
+                self.machine.shared.bring(pieces, values, found.number)
+            self._turn(found)
+        self.machine.shared.acquire(found.before, lanes)
         return True
 
 
@@ -198,87 +203,4 @@ def _tensor_copy(site: Site) -> Step:
     return run
 
 
-def _mbarrier(site: Site) -> Step:
-    what = site.need("init", "inval", "arrive", "try_wait")
-    if site.kind() != "b64":
-        raise Fault("is known for b64 alone")
-    site.need("shared", "shared:cta")
-    return {"init": _initialise, "inval": _invalidate, "arrive": _arrive, "try_wait": _try_wait}[what](site)
-
-
-def _each(
-    site: Site, at: Callable[[Array | None], Array], act: Callable[[int, int], None], *, changes: bool = True
-) -> Step:
-    """Do something for each lane that runs, at its address; `changes` if it makes or ends the mbarrier."""
-    machine = site.machine
-
-    def run(m: Mask) -> None:
-        lanes = machine.lanes_of(m)
-        address = at(lanes)
-        machine.shared.use_barrier(address, lanes, changes=changes)
-        for lane, place in zip(lanes.tolist(), address.tolist(), strict=True):
-            act(lane, place)
-
-    return run
-
-
-def _initialise(site: Site) -> Step:
-    count, machine = site.source(site.operands[1], "u32"), site.machine
-
-    def act(lane: int, address: int) -> None:
-        key = int(machine.block_of[lane]), address
-        if key in machine.copies.barriers:
-            raise Fault("initialises an mbarrier that is in use", lane=lane, address=address)
-        machine.copies.barriers[key] = _Barrier(int(count[lane]), int(count[lane]))
-
-    return _each(site, site.address(site.operands[0]), act)
-
-
-def _invalidate(site: Site) -> Step:
-    machine = site.machine
-
-    def act(lane: int, address: int) -> None:
-        if machine.copies.barrier(lane, address).copies:
-            raise Fault("invalidates an mbarrier while bytes are on their way", lane=lane, address=address)
-        del machine.copies.barriers[int(machine.block_of[lane]), address]
-
-    return _each(site, site.address(site.operands[0]), act)
-
-
-def _arrive(site: Site) -> Step:
-    expects = site.take("expect_tx") is not None
-    if site.operands[0] != "_":
-        raise Fault("returns a state, which is not known")
-    count, machine = site.source(site.operands[2], "u32") if expects else None, site.machine
-
-    def act(lane: int, address: int) -> None:
-        found = machine.copies.barrier(lane, address)
-        found.pending -= 1
-        found.bytes += int(count[lane]) if count is not None else 0
-        if found.pending < 0:
-            raise Fault("arrives more often than the mbarrier expects", lane=lane, address=address)
-
-    return _each(site, site.address(site.operands[1]), act, changes=False)
-
-
-def _try_wait(site: Site) -> Step:
-    site.need("parity")
-    at, parity = site.address(site.operands[1]), site.source(site.operands[2], "u32")
-    write, machine = site.sink(site.operands[0], "pred"), site.machine
-
-    def run(m: Mask) -> None:
-        lanes = machine.lanes_of(m)
-        address, ready = at(lanes), np.zeros(machine.lanes, np.bool_)
-        machine.shared.use_barrier(address, lanes, changes=False)
-        keys = machine.block_of[lanes] << 33 | address << 1 | (parity[lanes] & 1)
-        for key in np.unique(keys):
-            of = lanes[keys == key]
-            answer = machine.copies.poll(int(of[0]), int(key >> 1) & 0xFFFFFFFF, int(key) & 1)
-            ready[of] = bool(answer)
-            machine.stalled |= answer is None
-        write(ready, m)
-
-    return run
-
-
-BUILDERS: dict[str, Callable[[Site], Step]] = {"cp": _copy, "mbarrier": _mbarrier}
+BUILDERS: dict[str, Callable[[Site], Step]] = {"cp": _copy}

@@ -15,6 +15,7 @@ class Fault(Exception):
         what: the rule that is broken, in words.
         lane: which of the threads that the machine runs together; `place` turns it into block and thread.
         address: of the access, or None.
+        kernel: whose code it is, or None where nobody said.
         instruction: the one that breaks the rule, or None before `place`.
         block: (x, y, z) of the thread block, or None where every thread is concerned.
         thread: its number in the block, or None likewise.
@@ -23,6 +24,7 @@ class Fault(Exception):
     def __init__(self, what: str, *, lane: int | None = None, address: int | None = None) -> None:
         super().__init__(what)
         self.what, self.lane, self.address = what, lane, address
+        self.kernel: str | None = None
         self.instruction: Instruction | None = None
         self.block: tuple[int, int, int] | None = None
         self.thread: int | None = None
@@ -36,7 +38,7 @@ class Fault(Exception):
         return self
 
     def __str__(self) -> str:
-        words = self.what
+        words = self.what if self.kernel is None else f"{self.kernel}: {self.what}"
         if self.address is not None:
             words += f", address {self.address:#x}"
         if self.thread is not None:

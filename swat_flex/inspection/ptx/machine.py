@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from swat_flex.inspection.ptx import arithmetic, bits, convert, copies, loads, matrix, warps, wgmma
+from swat_flex.inspection.ptx import arithmetic, bits, convert, copies, loads, matrix, mbarrier, warps, wgmma
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import TYPES, Array, Mask
 from swat_flex.inspection.ptx.memory import Global
@@ -24,7 +24,7 @@ LANES = 2048  # threads that run together: numpy's cost per call is spread over 
 POISON = 0x7FC0DEAD  # what a register holds before it is written: NaN in float32 and, cut to 16 bits, in bfloat16
 _BUILDERS = {
     name: builder
-    for room in (arithmetic, bits, convert, copies, loads, matrix, warps, wgmma)
+    for room in (arithmetic, bits, convert, copies, loads, matrix, mbarrier, warps, wgmma)
     for name, builder in room.BUILDERS.items()
 }
 
@@ -180,6 +180,8 @@ class Machine:
                 raise Fault("is an instruction that is not known")
             step = builder(site)
             site.finish()
+            if site.name != "wgmma":
+                step = self.products.held.watched(instruction, step)
             return step if instruction.guard is None else self._guarded(site, step)
         except Fault as fault:
             raise fault.place(instruction) from None

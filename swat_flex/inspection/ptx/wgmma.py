@@ -1,6 +1,6 @@
 """wgmma: asynchronous products of a warpgroup, whose operands lie in shared memory or registers.
 
-While a product runs its sums are NaN to everybody else, and what it reads may not be written; both end with the wait.
+While a product runs nobody may touch its registers (held.py) nor write what it reads; both end with the wait.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 from swat_flex.inspection.ptx.copies import swizzled
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
+from swat_flex.inspection.ptx.held import GROUP, Held
 from swat_flex.inspection.ptx.matrix import halves
 from swat_flex.inspection.ptx.site import Site, Step
 
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
 
-GROUP = 128  # threads of a warpgroup
-_POISON = np.uint32(0x7FC0DEAD)
 _ROW = (0, 128, 64, 32)  # bytes of a swizzled row, by the descriptor's mode
 
 
@@ -38,25 +37,24 @@ class _Sums:
 
 @dataclass(slots=True)
 class _Reads:
-    """What a product reads: chunks of shared memory `[groups, n]`, or registers and what they held."""
+    """Chunks of shared memory `[warpgroups, n]` that a product reads, and its group in each warpgroup."""
 
     groups: Array
     number: Array
-    chunks: Array | None = None
-    registers: tuple[list[Array], Array] | None = None
+    chunks: Array
 
 
 class Products:
     """Products in flight, of all warpgroups that run together."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+        self.machine, self.held = machine, Held(machine)
         self.reset()
 
     def reset(self) -> None:
-        self.committed = np.zeros(
-            max(1, self.machine.lanes // GROUP), np.int64
-        )  # groups that each warpgroup has closed
+        self.held.reset()
+        # groups that each warpgroup has closed
+        self.committed = np.zeros(max(1, self.machine.lanes // GROUP), np.int64)
         self.sums: dict[int, _Sums] = {}  # by where the first register lies
         self.reads: list[_Reads] = []
 
@@ -75,18 +73,11 @@ class Products:
             product = product + found.values[groups]
         found.values[groups] = product
         found.group[groups] = self.committed[groups]
-        lanes = _lanes(groups)
-        for target in targets:
-            target.view(np.uint32)[lanes] = _POISON
 
-    def reading(self, groups: Array, chunks: Array | None, registers: list[Array] | None = None) -> None:
+    def reading(self, groups: Array, chunks: Array) -> None:
         """Note what a product reads until its group is waited for."""
-        kept = None
-        if registers:
-            kept = registers, np.stack([x[_lanes(groups)] for x in registers])
-        if chunks is not None:
-            np.add.at(self.machine.shared.busy, chunks, 1)
-        self.reads.append(_Reads(groups, self.committed[groups], chunks, kept))
+        np.add.at(self.machine.shared.busy, chunks, 1)
+        self.reads.append(_Reads(groups, self.committed[groups], chunks))
 
     def wait(self, groups: Array, keep: int) -> None:
         """Finish the products of these warpgroups, but for those of the newest `keep` groups."""
@@ -95,40 +86,22 @@ class Products:
         left = []
         for read in self.reads:
             done = read.number < limit[read.groups]
-            if done.any():
-                self._finish_read(read, done)
+            np.subtract.at(self.machine.shared.busy, read.chunks[done], 1)
             if not done.all():
-                rest = (
-                    None
-                    if read.registers is None
-                    else (read.registers[0], read.registers[1][:, np.repeat(~done, GROUP)])
-                )
-                chunks = None if read.chunks is None else read.chunks[~done]
-                left.append(_Reads(read.groups[~done], read.number[~done], chunks, rest))
+                left.append(_Reads(read.groups[~done], read.number[~done], read.chunks[~done]))
         self.reads = left
         for sums in self.sums.values():
             ready = np.flatnonzero((sums.group >= 0) & (sums.group < limit))
             if len(ready):
-                self._finish_sums(sums, ready)
+                self._finish(sums, ready)
+        self.held.release(limit)
 
-    def _finish_read(self, read: _Reads, done: Array) -> None:
-        if read.chunks is not None:
-            np.subtract.at(self.machine.shared.busy, read.chunks[done], 1)
-        if read.registers is not None:
-            registers, before = read.registers
-            lanes, before = _lanes(read.groups[done]), before[:, np.repeat(done, GROUP)]
-            for register, was in zip(registers, before, strict=True):
-                if (register[lanes] != was).any():
-                    raise Fault("an operand's register changed while the product ran", lane=int(lanes[0]))
-
-    def _finish_sums(self, sums: _Sums, ready: Array) -> None:
-        lanes = _lanes(ready)
-        n = sums.values.shape[2]
+    @staticmethod
+    def _finish(sums: _Sums, ready: Array) -> None:
+        lanes, n = _lanes(ready), sums.values.shape[2]
         z = sums.values[ready].reshape(-1, 4, 2, 8, n // 8, 4, 2)  # group, warp, row half, row, block, column, element
         z = z.transpose(4, 2, 6, 0, 1, 3, 5).reshape(n // 2, -1)
         for register, value in zip(sums.registers, z, strict=True):
-            if (register.view(np.uint32)[lanes] != _POISON).any():
-                raise Fault("an accumulator was written while the product ran", lane=int(lanes[0]))
             register[lanes] = value
         sums.group[ready] = -1
 
@@ -202,30 +175,30 @@ def _product(site: Site) -> Step:
     if len(targets) != n // 2:
         raise Fault(f"expects {n // 2} sums")
     registers = [site.source(x, "b32") for x in site.vector(site.operands[1])] if in_registers else None
-    # A register that is an operand and a sum changes, as it must; the compiler gives the operand a copy.
-    kept = [r for r, x in zip(registers or (), site.vector(site.operands[1]), strict=False) if x not in names]
     left = None if in_registers else site.source(site.operands[1], "b64")
     right, adds = site.source(site.operands[2], "b64"), site.source(site.operands[3], "pred")
     rest = [int(x) for x in site.operands[4:]]
     if rest[:2] != [1, 1] or len(rest) != (3 if in_registers else 4):
         raise Fault("negates an operand or lacks its layout, which is not known")
     flips = (False, bool(rest[2])) if in_registers else (bool(rest[2]), bool(rest[3]))
-    machine = site.machine
+    machine, held = site.machine, site.machine.products.held
+    sums = held.rows_of(site.instruction, site.operands[0])
+    reads = np.setdiff1d(held.rows_of(site.instruction, site.operands[1] if in_registers else ""), sums)
 
     def run(m: Mask) -> None:
         groups = machine.groups_of(m, GROUP)
+        held.product(groups, sums, reads, machine.products.committed[groups])
         if registers is not None:
             x = halves(np.stack(registers), kind).reshape(2, 2, -1, 4, 8, 4, 2)  # K half, row half, group, warp, row, …
             x = x.transpose(2, 3, 1, 4, 0, 5, 6).reshape(-1, 64, 16)[groups]
-            chunks = None
         elif left is not None:
             a, chunks = _operand(machine, left, groups, 64, flips[0])
             x = halves(a, kind)
+            machine.products.reading(groups, chunks)
         b, other = _operand(machine, right, groups, n, flips[1])
         scale = adds.reshape(-1, GROUP)[groups]
         if (scale != scale.flat[0]).any():
             raise Fault("scale-d differs between threads", lane=int(groups[0]) * GROUP)
-        machine.products.reading(groups, chunks, kept)
         machine.products.reading(groups, other)
         machine.products.start(targets, groups, np.matmul(x, halves(b, kind).transpose(0, 2, 1)), bool(scale.flat[0]))
 
@@ -250,16 +223,14 @@ def _build(site: Site) -> Step:
     machine = site.machine
     if what == "mma_async":
         return _product(site)
-    if what == "fence":  # orders accesses to registers, which are in order here
-
-        def fence(m: Mask) -> None:
-            machine.groups_of(m, GROUP)
-
-        return fence
+    if what == "fence":
+        return lambda m: machine.products.held.fence(machine.groups_of(m, GROUP))
     if what == "commit_group":
 
         def commit(m: Mask) -> None:
-            machine.products.committed[machine.groups_of(m, GROUP)] += 1
+            groups = machine.groups_of(m, GROUP)
+            machine.products.committed[groups] += 1
+            machine.products.held.commit(groups)
 
         return commit
     keep = int(site.operands[0])

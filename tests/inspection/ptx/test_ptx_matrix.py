@@ -180,8 +180,8 @@ def test_widths_of_wgmma(n, kind):
 WRONG = {
     "without a proxy fence": ("fence.proxy.async.shared::cta;", ""),
     "race: a product reads": ("bar.sync 0;", ""),
-    "ends while products run": ("wgmma.wait_group.sync.aligned 0;", ""),
-    "accumulator was written": ("wgmma.wait_group", "mov.b32 %r100, 0; wgmma.wait_group"),
+    "ends while products run": ("wgmma.wait_group.sync.aligned 0;", "ret;"),
+    "touches a register that a product in flight writes": ("wgmma.wait_group", "mov.b32 %r100, 0; wgmma.wait_group"),
     "a product in flight reads": ("wgmma.wait_group", "bar.sync 0; st.shared.b32 [%r5], %r1; wgmma.wait_group"),
 }
 
@@ -193,9 +193,81 @@ def test_a_product_that_is_not_waited_for_or_fenced(words_of_the_fault):
         multiply((128, 128), ("k", "k"), edit=lambda body: body.replace(old, new))
 
 
-def test_the_sums_are_nan_while_a_product_runs():
-    early = lambda body: body.replace("wgmma.commit_group", "mov.b32 %r90, %r100; wgmma.commit_group").replace(  # noqa: E731
-        "st.global.b32 [%rd9+0], %r100;", "st.global.b32 [%rd9+0], %r90;"
-    )
-    found, _ = multiply((64, 64), ("k", "k"), edit=early)
-    assert np.isnan(found).sum() == 128  # one of the sums of each thread
+# wgmma.fence, wgmma.commit_group, wgmma.wait_group and wgmma.mma_async of the PTX manual: what each must stand between.
+FENCE, COMMIT, WAIT = (f"wgmma.{x}.sync.aligned" for x in ("fence", "commit_group", "wait_group"))
+LAST = f"{WAIT} 0;"
+ORDER = {  # the words of the fault, or None; what is replaced, by what
+    "the first product without a fence": ("written without wgmma.fence", f"{FENCE};", ""),
+    "a sum written after the fence": ("written without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r100, 0;"),
+    "a sum read after the fence": (None, f"{FENCE};", f"{FENCE}; add.f32 %r90, %r100, 0f00000000;"),
+    "a sum written before the fence": (None, f"{FENCE};", f"mov.b32 %r100, 0; {FENCE};"),
+    "another register written after it": (None, f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0;"),
+    "a sum written by some threads": (
+        "written without wgmma.fence", f"{FENCE};",
+        f"{FENCE}; setp.gt.u32 %p2, %r1, 100; @%p2 mov.b32 %r100, 0;",
+    ),
+    "a sum moved from what was there before it": (
+        None, f"{FENCE};", f"mov.b32 %r90, 0; {FENCE}; mov.b32 %r100, %r90;",
+    ),
+    "a sum moved from what was written after it": (
+        "written without wgmma.fence", f"{FENCE};", f"{FENCE}; mov.b32 %r90, 0; mov.b32 %r100, %r90;",
+    ),
+    "a sum read before the wait": ("a product in flight writes", LAST, f"mov.b32 %r90, %r100; {LAST}"),
+    "the products in no group": ("a product in flight writes", f"{COMMIT};", ""),
+    "a wait for all groups but one": ("a product in flight writes", LAST, f"{WAIT} 1;"),
+    "a wait for all groups but one, of two": (None, LAST, f"{COMMIT}; {WAIT} 1;"),
+    "no wait": ("a product in flight writes", f"{WAIT} 0;", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_products_and_other_accesses_to_their_registers_are_ordered(name):
+    fault, old, new = ORDER[name]
+    edit = lambda body: body.replace(old, new, 1)  # noqa: E731
+    if fault is None:
+        multiply((128, 128), ("k", "k"), edit=edit)
+        return
+    with pytest.raises(Fault, match=fault):
+        multiply((128, 128), ("k", "k"), edit=edit)
+
+
+# Two products of 64 × 8 with the left operand in registers; %rd11 names the right one, which lies in shared memory.
+PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{{sums}}}, {{{left}}}, %rd11, 0, 1, 1, 0;"
+ONE, TWO = "%r100, %r101, %r102, %r103", "%r104, %r105, %r106, %r107"
+LEFT, SHIFTED = "%r110, %r111, %r112, %r113", "%r101, %r102, %r103, %r104"
+IN_REGISTERS = {  # the words of the fault, or None; the instructions between operands that are there and the last wait
+    "an operand written after the fence, which ptxas orders": (None, f"{FENCE}; mov.b32 %r110, 0;", [(ONE, LEFT)]),
+    "an operand written after the last group": (
+        "written without", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0;", (ONE, LEFT)]
+    ),
+    "an operand written and fenced after the last group": (
+        None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; mov.b32 %r110, 0; {FENCE};", (ONE, LEFT)]
+    ),
+    "an operand written in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r110, 0;"]),
+    "an operand read in flight": ("in flight reads", f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; add.s32 %r90, %r110, 1;"]),
+    "an operand moved elsewhere in flight": (None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; mov.b32 %r90, %r110;"]),
+    "an operand of two products": (None, f"{FENCE};", [(ONE, LEFT), (TWO, LEFT)]),
+    "sums of two products": (None, f"{FENCE};", [(ONE, LEFT), (ONE, LEFT)]),
+    "sums that overlap": ("another product's sums", f"{FENCE};", [(ONE, LEFT), (SHIFTED, LEFT)]),
+    "sums that overlap, behind a fence": ("another product's sums", f"{FENCE};", [(ONE, LEFT), f"{FENCE};",
+                                                                                    (SHIFTED, LEFT)]),
+    "sums that overlap, behind wait and fence": (None, f"{FENCE};", [(ONE, LEFT), f"{COMMIT}; {WAIT} 0; {FENCE};",
+                                                                     (SHIFTED, LEFT)]),
+    "an operand that a product in flight writes": ("in flight writes", f"{FENCE};", [(ONE, LEFT), (TWO, ONE)]),
+    "sums that a product in flight reads": ("in flight reads", f"{FENCE};", [(ONE, LEFT), (LEFT, TWO)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_REGISTERS)
+def test_operands_in_registers_belong_to_the_product_until_the_wait(name):
+    fault, begin, rest = IN_REGISTERS[name]
+    zeros = " ".join(f"mov.b32 %r{n}, 0;" for n in (*range(100, 108), *range(110, 114)))
+    products = " ".join(x if isinstance(x, str) else PRODUCT.format(sums=x[0], left=x[1]) for x in rest)
+    body = f"""mov.u32 %r5, global_smem; shl.b32 %r6, %r1, 2; add.s32 %r5, %r5, %r6; st.shared.b32 [%r5], %r2;
+    fence.proxy.async.shared::cta; bar.sync 0; mov.b64 %rd11, {descriptor(1024, 128, 128, 0)}; {zeros}
+    {begin} {products} {COMMIT}; {WAIT} 0; mov.b32 %r3, %r100;"""
+    if fault is None:
+        execute(body, words(23, 128), threads=128)
+        return
+    with pytest.raises(Fault, match=fault):
+        execute(body, words(23, 128), threads=128)

@@ -64,6 +64,12 @@ def test_vectors_and_narrow_types():
     np.testing.assert_array_equal(found, THREAD.astype(np.uint32) + X + signed)
 
 
+def test_what_caches_should_keep_changes_nothing():
+    body = """createpolicy.fractional.L2::evict_last.b64 %rd7, 1.0;
+    ld.global.L1::evict_last.L2::cache_hint.b32 %r3, [%rd4], %rd7;"""
+    np.testing.assert_array_equal(execute(body, X)[0], X)
+
+
 def test_writes_are_counted_and_gaps_are_no_part_of_a_tensor():
     _, machine = execute("st.global.b32 [%rd2], %r2; mov.u32 %r3, 1;", X)
     assert (machine.memory.regions[1].writes == 2).all()
@@ -161,10 +167,60 @@ def test_a_tensor_copy_gives_zeros_outside_the_tensor():
     np.testing.assert_array_equal(found[:64], [*range(39 * 64, 39 * 64 + 32), *[0] * 32])
 
 
-def test_a_tensor_copy_must_be_waited_for():
-    with pytest.raises(Fault, match="has yet to bring"):
-        bulk(0, edit=lambda body: body.replace("@!done bra.uni wait;", ""))
+# Rules of the PTX manual for mbarrier and the asynchronous proxy: the words of the fault, what is replaced, by what.
+INIT, POLL = "@%p1 mbarrier.init.shared::cta.b64 [%r8], 1;", "@!done bra.uni wait;"
+INVALIDATE = "@%p1 mbarrier.inval.shared::cta.b64 [%r8];"
+ARRIVE = "@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r8], 2048;"
+MBARRIER = {
+    "must be waited for": ("has yet to bring", POLL, ""),
+    "is there for those that waited": ("without waiting for its mbarrier", "{ .reg", "@!%p1 bra $L9; { .reg"),
+    "and for all behind a barrier": (None, "{ .reg", "@!%p1 bra $L9; { .reg"),
+    "brings what is expected": ("no thread will do", "2048;", "1000;"),
+    "needs an mbarrier": ("no mbarrier was initialised", INIT, ""),
+    "needs one that counts": ("expects 0 arrivals", "[%r8], 1;", "[%r8], 0;"),
+    "counts no more than it can": ("expects 1048576 arrivals", "[%r8], 1;", "[%r8], 1048576;"),
+    "expects no more than it can": ("more than it can count", "2048;", "1048576;"),
+    "has one beginning": ("initialises an mbarrier that is in use", INIT, INIT + INIT),
+    "has one arrival": ("arrives more often", ARRIVE, ARRIVE + ARRIVE),
+    "is no data to read": ("reads an mbarrier as if it were data", ARRIVE, ARRIVE + "ld.shared.b32 %r3, [%r8];"),
+    "is no data to write": ("writes data over an mbarrier", ARRIVE, ARRIVE + "@%p1 st.shared.b32 [%r8+4], %r3;"),
+    "is none after its end": ("no mbarrier was initialised", ARRIVE, INVALIDATE + ARRIVE),
+    "ends after its copies": ("while bytes are on their way", "{ .reg", INVALIDATE + "{ .reg"),
+    "follows what was written by a fence": ("without a proxy fence", ARRIVE, "@%p1 st.shared.b32 [%r5], %r3;" + ARRIVE),
+    "follows what was written": (
+        None, ARRIVE, "@%p1 st.shared.b32 [%r5], %r3; fence.proxy.async.shared::cta;" + ARRIVE
+    ),
+    "may be expected apart": (
+        None, ARRIVE,
+        "@%p1 mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r8], 1024;" + ARRIVE.replace("2048", "1024"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MBARRIER)
+def test_a_tensor_copy(name):
+    fault, old, new = MBARRIER[name]
+    label = "$L9: bar.sync 0;" if name.startswith("and for all") else "$L9:"
+
+    def edit(body):
+        return body.replace("shl.b32 %r9", f"{label} shl.b32 %r9").replace(old, new, 1)
+
+    if fault is None:
+        bulk(0, edit=edit)
+        return
+    with pytest.raises(Fault, match=fault):
+        bulk(0, edit=edit)
+
+
+def test_a_phase_ends_with_its_last_arrival():
+    """Two phases of an arrival by every thread: none waits for the first one's successor, which nobody began."""
+    body = """mov.u32 %r5, global_smem; setp.eq.s32 %p1, %r1, 0; mov.u32 %r3, 5;
+    @%p1 mbarrier.init.shared::cta.b64 [%r5], 64; bar.sync 0;
+    mbarrier.arrive.shared::cta.b64 _, [%r5]; {wait0}
+    mbarrier.arrive.release.cta.shared::cta.b64 _, [%r5]; {wait1}"""
+    wait = "{{ .reg .pred done; wait: mbarrier.try_wait.parity.shared::cta.b64 done, [%r5], {}; @!done bra.uni wait; }}"
+    zero, one = wait.format(0), wait.format(1)
+    assert (execute(body.replace("{wait0}", zero).replace("{wait1}", one), X)[0] == 5).all()
+    assert (execute(body.replace("{wait0}", "bar.sync 0;").replace("{wait1}", one), X)[0] == 5).all()
     with pytest.raises(Fault, match="waits for something that no thread will do"):
-        bulk(0, size=1000)
-    with pytest.raises(Fault, match="no mbarrier was initialised"):
-        bulk(0, edit=lambda body: body.replace("@%p1 mbarrier.init.shared::cta.b64 [%r8], 1;", ""))
+        execute(body.replace("{wait0}", zero).replace("{wait1}", zero), X)
