@@ -111,7 +111,6 @@ def plan(dry: bool = False) -> list[Step]:
     steps = [
         ours("versions", 20, "versions"),
         *(ours(f"first calls, {name}", 40, "first", name) for name in ("triton", "flex", "decode")),
-        Step("emulation", (sys.executable, "-m", "perf.emulated", *flags), 60),
         tests("tests, bfloat16", 240, "gpu", "bfloat16 or not (float16 or float32)"),
         *(
             ours(
@@ -130,6 +129,7 @@ def plan(dry: bool = False) -> list[Step]:
         tests("tests, other dtypes", 150, "gpu", "not bfloat16 and (float16 or float32)"),
         tests("tests, sanitizer", 100, "sanitizer", "sanitizer"),
         Step("tuning", tuning, TUNING_SECONDS + 30, text_row, 0.0 if dry else TUNING_SECONDS),
+        Step("emulation", (sys.executable, "-m", "perf.emulated", *flags), 60),  # its time is the CPU's
     ]
     # On a CPU a race compiles FlexAttention for longer than all tests take, which skip.
     return [replace(step, seconds=1.0) for step in steps] if dry else steps

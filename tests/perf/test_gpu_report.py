@@ -93,7 +93,7 @@ def test_what_a_step_leaves_goes_to_the_later_and_too_little_is_no_search(tmp_pa
 def test_the_plan_is_in_order_and_every_test_is_in_one_step():
     names = [step.name for step in plan()]
     assert names[0] == "versions"
-    assert names[-3:] == ["tests, other dtypes", "tests, sanitizer", "tuning"]
+    assert names[-4:] == ["tests, other dtypes", "tests, sanitizer", "tuning", "emulation"]
     assert names.index("tests, bfloat16") < names.index("race, SWAT 340M, forward") < names.index("ncu")
     tests = [step for step in plan() if step.name.startswith("tests")]
     assert all("-x" not in step.words for step in tests)

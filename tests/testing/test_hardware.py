@@ -4,9 +4,11 @@ import pytest
 import torch
 from cases import Case
 
-from swat_flex import naive_swat, reference
+from swat_flex import naive_swat, reference, validation
 from swat_flex.testing.budget import measure
+from swat_flex.testing.check import hold
 from swat_flex.testing.hardware import ULPS, allowed_use
+from swat_flex.testing.truth import Arithmetic, truth_of
 
 CASES = [Case(300, 64, head_dim=64), Case(700, None, head_dim=64), Case(1500, None, head_dim=16, kv_heads=1)]
 
@@ -33,6 +35,19 @@ def test_special_functions_stay_within_what_a_gpu_is_allowed_and_tf32_does_not(c
     hardware = measure(naive_swat(q, k, v, window, **options), exact, rough)
     print(f"special functions use {hardware.use:.2f} of the budget, TF32 {tf32.use:.0f}")
     assert hardware.use <= allowed_use(torch.float32, "cuda") < tf32.use / 50
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_the_fuzzs_rule_agrees(case, monkeypatch):
+    """It starts from the same units in the last place."""
+    q, k, v = case.tensors()
+    window, options = case.resolved_window(), case.options()
+    operands = validation.resolve(q, k, v, window, options["slopes"], None, None, None, "sigmoid", "triton")
+    truth = truth_of(operands, None, Arithmetic.of("triton", "cuda", torch.float32))
+    with pytest.raises(AssertionError, match="element"):
+        hold(truth, {"out": naive_swat(in_tf32(q), in_tf32(k), v, window, **options)})
+    monkeypatch.setattr(reference, "weights", by_special_functions)
+    hold(truth, {"out": naive_swat(q, k, v, window, **options)})
 
 
 def test_only_float32_on_a_gpu_may_use_more_than_its_budget():
