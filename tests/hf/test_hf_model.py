@@ -148,7 +148,7 @@ def test_embeddings_go_in_and_logits_to_keep_come_out():
         torch.testing.assert_close(model(x, logits_to_keep=keep).logits, whole[:, at], rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match=r"input_ids: expected either .* got neither"):
         model()
-    with pytest.raises(ValueError, match=r"attention_mask: expected \[B, N\]"):
+    with pytest.raises(NotImplementedError, match=r"attention_mask: expected \[B, N\]"):
         model(x, attention_mask=torch.ones(2, 1, 13, 13))
     with pytest.raises(ValueError, match="document_ids: expected None with a cache"):
         model(x, cache=SwatCache(model.config), document_ids=torch.zeros_like(x))

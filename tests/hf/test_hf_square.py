@@ -52,7 +52,7 @@ def test_our_model_reads_documents_in_it(window):
         torch.testing.assert_close(model(x, attention_mask=mask).logits[IDS >= 0], expected, rtol=0, atol=1e-12)
     loss = model(x, attention_mask=square(IDS, window), labels=x.masked_fill(IDS < 0, -100)).loss
     assert torch.isfinite(loss)
-    for narrow in (swat_model(), swat_model(windows=[2, None])):
+    for narrow in (swat_model(), swat_model(windows=[2, None], assumed_length=9)):
         with pytest.raises(NotImplementedError, match=r"expected documents without a window .* mask with window 4"):
             narrow(x, attention_mask=square(IDS, 4))
     with pytest.raises(ValueError, match=r"attention_mask: expected \[B, N\] with a cache or documents"):
