@@ -68,7 +68,7 @@ def finders(fault: Fault) -> list[str]:
 
 def cases_of_fuzzing(fault: Fault, limit: float) -> int | None:
     """Until the search finds the fault, shrinking apart; None if it does not."""
-    plan = Plan((fault.backend,))
+    plan = Plan((fault.backend,), dtypes=("float32",) if "units of the last place" in fault.name else None)
     begin, cases = time.monotonic(), 1
 
     def record(*_: object) -> None:
