@@ -284,7 +284,7 @@ class _Errors:
             e_x += 4 * epsilon * (self.parts.x.abs() + 1)
         underflow = call.seen * (self.arithmetic.floor + 2 * self.normal * self.more)
         if not call.softmax:
-            e_slope = w * self.parts.left * torch.expm1(e_x) + underflow
+            e_slope: Tensor = w * self.parts.left * torch.expm1(e_x) + underflow
             return e_slope + epsilon * (exp + 3) * w, e_slope
         far = -self.parts.left.clamp(min=-1e4)  # below the row's largest logit
         own = torch.expm1(e_x + 2 * epsilon * far) + epsilon * (exp + 2)
@@ -302,16 +302,18 @@ class _Errors:
         lost = (2 * self.normal) * call.seen * (call.value_dim * slope + 3)
         if not call.softmax:
             e_weights = e_slope + epsilon * (self.arithmetic.exp + 4) * w
-            return slope * e_dw + (dw + e_dw) * e_weights + 4 * epsilon * dx + lost
+            e_product: Tensor = slope * e_dw + (dw + e_dw) * e_weights + 4 * epsilon * dx + lost
+            return e_product
         terms = e_w * (dw + e_dw) + w * e_dw + epsilon * (self.of_queries + 3) * w * dw
         e_mean = terms.sum(-1, keepdim=True) + self.normal * self.of_queries
         e_centred = e_dw + e_mean + epsilon * 2 * (dw + parts.mean.abs())
-        e_dx = w * e_centred + e_w * ((parts.dw - parts.mean).abs() + e_centred) + 2 * epsilon * dx + lost
+        e_dx: Tensor = w * e_centred + e_w * ((parts.dw - parts.mean).abs() + e_centred) + 2 * epsilon * dx + lost
         return e_dx * call.seen
 
     def of_operands(self) -> Tensor:
         """What rounding ∂x to the inputs' dtype loses before a product."""
-        call, rounded = self.call, self.rounded * self.parts.dx.abs()
+        call = self.call
+        rounded: Tensor = self.rounded * self.parts.dx.abs()
         if not self.arithmetic.operands or call.dtype != torch.float16 or not call.seen.numel():
             return rounded
         # In float16 ∂x lies scaled: what is a small share of its largest possible value underflows.
