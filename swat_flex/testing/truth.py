@@ -7,7 +7,7 @@ summation is covered, and what is allowed is a theorem, not a measurement. With 
 computed in, u of the dtype that is returned, p of the dtype that weights and ∂x are rounded to before a product (0
 where they are not), η the smallest normal number, n the terms of a sum, w' = w(1 − w), dw = ⟨g, v⟩, dx = dw·w':
 
-    δx   = ε·((D + 6)·|scale|·Σ|q||k| + 8·(|slope|·(|i − j| + reach) + |bias|))
+    δx   = ε·((D + 6)·|scale|·Σ|q||k| + 8·(|slope|·(|i − j| + reach) + |bias|))     D + 8 if bias first
     δw   = w'·(e^δx − 1) + ε·(exp + 3)·w + η                            δ of w: p·w more
     δdw  = ε·(Dv + 2)·Σ|g||v|
     δdx  = w'·δdw + (|dw| + δdw)·(w'·(e^δx − 1) + ε·(exp + 4)·w + η) + 4ε·|dx| + η·(Dv·w' + 3)
@@ -44,6 +44,7 @@ class Arithmetic:
     reach: tokens beyond |i − j| over which slope · distance may be split in two.
     logsumexp: whether weights are e^(log σ(x)), so that log σ(x) is rounded too.
     floor: σ below which a backend gives up relative accuracy.
+    bias_first: whether the products of a logit are added to slope · distance + bias, which then is rounded D times.
     """
 
     exp: float = 2.0
@@ -51,6 +52,7 @@ class Arithmetic:
     reach: int = 0
     logsumexp: bool = False
     floor: float = 0.0
+    bias_first: bool = False
 
     @classmethod
     def of(cls, backend: str, device: str, dtype: torch.dtype) -> Arithmetic:
@@ -60,7 +62,7 @@ class Arithmetic:
             return cls(exp + 2, operands=low, reach=384, floor=2.0**-29 if low else 0.0)
         if backend == "flex":
             return cls(exp, operands=low and kind != "cpu", logsumexp=True)
-        return cls(exp)
+        return cls(exp, bias_first=backend == "banded")
 
 
 @dataclass(slots=True)
@@ -279,7 +281,8 @@ class _Errors:
     def of_weights(self) -> tuple[Tensor, Tensor]:
         """(δw, the part of it that ∂w/∂x shares)."""
         call, epsilon, exp, w = self.call, self.epsilon, self.arithmetic.exp, self.parts.w
-        e_x = (call.head_dim + 6) * epsilon * self.size + 8 * epsilon * self.fixed
+        e_x = (call.head_dim + 6) * epsilon * self.size
+        e_x = e_x + (8 + call.head_dim * self.arithmetic.bias_first) * epsilon * self.fixed
         if self.arithmetic.logsumexp:
             e_x += 4 * epsilon * (self.parts.x.abs() + 1)
         underflow = call.seen * (self.arithmetic.floor + 2 * self.normal * self.more)
