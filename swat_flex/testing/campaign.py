@@ -77,7 +77,9 @@ class Campaign:
         return len({run["seed"] for run in self.runs})
 
     def add(self, counts: dict[tuple[str, str], Count], **run: Any) -> None:
-        """Count one run more, and write the file whole."""
+        """Count one run more, beside what other processes have written meanwhile, and write the file whole."""
+        now = self.load(self.path)
+        self.counts, self.runs = now.counts, now.runs
         for (kind, dtype), count in counts.items():
             self.counts.setdefault(f"{kind} {dtype}", Count()).merge(count)
         self.runs.append(run | {"cases": sum(count.cases for count in counts.values())})

@@ -3,10 +3,11 @@
 Two rules:
 
 - No element is further from the exact result than rounding explains: `truth_of`, a theorem.
-- The rows of a float32 or float64 output are not all too large, or all too small: with ρ_r the sum of a row's errors,
-  in the direction of the exact values, as a share of what is allowed, |Σ ρ_r| ≤ `LIMIT`·√(Σ ρ_r²) + what all rows may
-  gain together. Rows whose errors are independent and as often up as down exceed that with a chance of 2·e^(−LIMIT²/2),
-  whatever the errors' sizes (Hoeffding, given |ρ_r|): 5·10⁻¹¹, 5·10⁻⁵ per million cases.
+- The rows of a float32 or float64 output whose weights stay below ½ are not all too large, or all too small: with ρ_r
+  the sum of a row's errors, in the direction of the exact values, as a share of what is allowed,
+  |Σ ρ_r| ≤ `LIMIT`·√(Σ ρ_r²) + what all rows may gain together. Rows whose errors are independent and as often up as
+  down exceed that with a chance of 2·e^(−LIMIT²/2), whatever the errors' sizes (Hoeffding, given |ρ_r|): 5·10⁻¹¹,
+  5·10⁻⁵ per million cases.
 """
 
 from __future__ import annotations
@@ -95,9 +96,11 @@ def hold(truth: Truth, actual: dict[str, Tensor], shared: tuple[int, ...] = ()) 
 def _trend(error: Tensor, drift: Tensor, truth: Truth, shared: tuple[int, ...]) -> tuple[float, str]:
     """The share of the rows' rule that is used, and the rule in numbers."""
     axes = (*shared, 3)
-    size = truth.allowed["out"].sum(axes)
-    rows = (error * truth.exact["out"].sign()).sum(axes) / size
-    gain = (drift.sum(axes) / size).sum()
+    kept = drift < float("inf")
+    own = (x.masked_fill(~kept, 0).sum(axes) for x in (truth.allowed["out"], error * truth.exact["out"].sign(), drift))
+    of_rows = kept.sum(axes) > 0
+    size, rows, gains = (x[of_rows] for x in own)
+    rows, gain = rows / size, (gains / size).sum()
     total, spread = float(rows.sum()), float(rows.square().sum().sqrt())
     allowed = LIMIT * spread + float(gain)
     text = (

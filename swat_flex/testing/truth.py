@@ -7,7 +7,7 @@ summation is covered, and what is allowed is a theorem, not a measurement. With 
 computed in, u of the dtype that is returned, p of the dtype that weights and ∂x are rounded to before a product (0
 where they are not), η the smallest normal number, n the terms of a sum, w' = w(1 − w), dw = ⟨g, v⟩, dx = dw·w':
 
-    δx   = ε·((D + 6)·|scale|·Σ|q||k| + 8·(|slope|·(|i − j| + reach) + |bias|))
+    δx   = ε·((D + 6)·|scale|·Σ|q||k| + 8·(|slope|·(|i − j| + reach) + |bias|))     D + 8 if bias first
     δw   = w'·(e^δx − 1) + ε·(exp + 3)·w + η                            δ of w: p·w more
     δdw  = ε·(Dv + 2)·Σ|g||v|
     δdx  = w'·δdw + (|dw| + δdw)·(w'·(e^δx − 1) + ε·(exp + 4)·w + η) + 4ε·|dx| + η·(Dv·w' + 3)
@@ -45,6 +45,7 @@ class Arithmetic:
     reach: tokens beyond |i − j| over which slope · distance may be split in two.
     logsumexp: whether weights are e^(log σ(x)), so that log σ(x) is rounded too.
     floor: σ below which a backend gives up relative accuracy.
+    bias_first: whether the products of a logit are added to slope · distance + bias, which then is rounded D times.
     """
 
     exp: float = 2.0
@@ -52,6 +53,7 @@ class Arithmetic:
     reach: int = 0
     logsumexp: bool = False
     floor: float = 0.0
+    bias_first: bool = False
 
     @classmethod
     def of(cls, backend: str, device: str, dtype: torch.dtype) -> Arithmetic:
@@ -61,7 +63,7 @@ class Arithmetic:
             return cls(exp + 2, operands=low, reach=384, floor=2.0**-29 if low else 0.0)
         if backend == "flex":
             return cls(exp, operands=low and kind != "cpu", logsumexp=True)
-        return cls(exp)
+        return cls(exp, bias_first=backend == "banded")
 
 
 @dataclass(slots=True)
@@ -70,8 +72,8 @@ class Truth:
 
     rest: what float64 leaves of them; empty where that is nothing.
     allowed: how far rounding may move each element.
-    trend: what all elements of "out" may gain or lose together; None where rows may be off alike by chance: where a
-        weight beyond ½ may be 1 in all of them, and where the dtype is so coarse that they round to one number.
+    trend: what all elements of "out" may gain or lose together; infinite in rows that may be off alike by chance, where
+        a weight beyond ½ may be 1 in all of them, and None where a coarse dtype may round them to one number.
     """
 
     exact: dict[str, Tensor] = field(default_factory=dict)
@@ -261,98 +263,123 @@ def _known(x: Tensor | None) -> Tensor:
     return x
 
 
-def _bound(call: _Call, parts: Any, arithmetic: Arithmetic, truth: Truth, names: tuple[str, ...]) -> None:
-    """Fill in `allowed` and `trend`: the derivation is at the top of the file."""
-    epsilon, unit, normal, least = _precision(call.dtype)
-    rounded = unit if arithmetic.operands else 0.0
-    q, k, v = call.q.abs(), call.k.abs(), call.v.abs()
-    of_keys, of_queries = call.seen.sum(-2, keepdim=True) * call.group, call.seen.sum(-1, keepdim=True)
-    size = (q @ k.mT).view(call.shape) * abs(call.scale)
-    fixed = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    if call.slopes is not None:
-        fixed = call.slopes.abs() * (call.distance + arithmetic.reach)
-    if call.bias is not None:
-        fixed = fixed + call.bias.abs()
-    e_x = (call.head_dim + 6) * epsilon * size + 8 * epsilon * fixed
-    if arithmetic.logsumexp:
-        e_x += 4 * epsilon * (parts.x.abs() + 1)
-    w = parts.w
-    underflow = call.seen * (arithmetic.floor + 2 * normal * ((of_queries + 1) if arithmetic.logsumexp else 1))
-    if call.softmax:
-        far = -parts.left.clamp(min=-1e4)  # below the row's largest logit
-        own = torch.expm1(e_x + 2 * epsilon * far) + epsilon * (arithmetic.exp + 2)
-        shared = (w * own).sum(-1, keepdim=True) + epsilon * (of_queries + 2)
+class _Errors:
+    """How far rounding may move weights and ∂x of each pair: the derivation is at the top of the file."""
+
+    def __init__(self, call: _Call, parts: Any, arithmetic: Arithmetic) -> None:
+        self.call, self.parts, self.arithmetic = call, parts, arithmetic
+        self.epsilon, self.unit, self.normal, self.least = _precision(call.dtype)
+        self.rounded = self.unit if arithmetic.operands else 0.0
+        self.of_queries, self.of_keys = call.seen.sum(-1, keepdim=True), call.seen.sum(-2, keepdim=True) * call.group
+        self.more = (self.of_queries + 1) if arithmetic.logsumexp else 1.0  # Σ w, which a logsumexp divides by
+        self.size = (call.q.abs() @ call.k.abs().mT).view(call.shape) * abs(call.scale)
+        self.fixed = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        if call.slopes is not None:
+            self.fixed = call.slopes.abs() * (call.distance + arithmetic.reach)
+        if call.bias is not None:
+            self.fixed = self.fixed + call.bias.abs()
+
+    def of_weights(self) -> tuple[Tensor, Tensor]:
+        """(δw, the part of it that ∂w/∂x shares)."""
+        call, epsilon, exp, w = self.call, self.epsilon, self.arithmetic.exp, self.parts.w
+        e_x = (call.head_dim + 6) * epsilon * self.size
+        e_x = e_x + (8 + call.head_dim * self.arithmetic.bias_first) * epsilon * self.fixed
+        if self.arithmetic.logsumexp:
+            e_x += 4 * epsilon * (self.parts.x.abs() + 1)
+        underflow = call.seen * (self.arithmetic.floor + 2 * self.normal * self.more)
+        if not call.softmax:
+            e_slope: Tensor = w * self.parts.left * torch.expm1(e_x) + underflow
+            return e_slope + epsilon * (exp + 3) * w, e_slope
+        far = -self.parts.left.clamp(min=-1e4)  # below the row's largest logit
+        own = torch.expm1(e_x + 2 * epsilon * far) + epsilon * (exp + 2)
+        shared = (w * own).sum(-1, keepdim=True) + epsilon * (self.of_queries + 2)
         ratio = own + (1 + own) * torch.where(shared < 0.5, shared / (1 - shared), 1e30)
         e_w = w * (ratio + 2 * epsilon) + underflow
-    else:
-        slope = w * parts.left
-        e_slope = slope * torch.expm1(e_x) + underflow
-        e_w = e_slope + epsilon * (arithmetic.exp + 3) * w
+        return e_w, e_w
 
-    def summed(name: str, errors: Tensor, others: Tensor, factor: float = 1.0) -> Tensor:
-        """The sum that makes a result, of bounds; with the products that are too small for a normal number."""
-        terms, flat = (of_queries if name in ("out", "dq") else of_keys), errors.reshape(call.flat)
-        lost = normal * (2 * terms + 4) * ((terms + 1) if arithmetic.logsumexp else 1) * max(factor, 1.0)
-        total = (flat.mT if name in ("dk", "dv") else flat) @ others
-        return call.unfolded(name, total * factor) + lost.reshape(call.batch, 1, -1, 1) + least
+    def of_logits(self, e_w: Tensor, e_slope: Tensor) -> Tensor:
+        """δ∂x."""
+        call, parts, epsilon = self.call, self.parts, self.epsilon
+        w, dw, dx = parts.w, parts.dw.abs(), parts.dx.abs()
+        e_dw = (_known(call.g).abs() @ call.v.abs().mT).view(call.shape) * (epsilon * (call.value_dim + 2))
+        slope = w if call.softmax else w * parts.left
+        lost = (2 * self.normal) * call.seen * (call.value_dim * slope + 3)
+        if not call.softmax:
+            e_weights = e_slope + epsilon * (self.arithmetic.exp + 4) * w
+            e_product: Tensor = slope * e_dw + (dw + e_dw) * e_weights + 4 * epsilon * dx + lost
+            return e_product
+        terms = e_w * (dw + e_dw) + w * e_dw + epsilon * (self.of_queries + 3) * w * dw
+        e_mean = terms.sum(-1, keepdim=True) + self.normal * self.of_queries
+        e_centred = e_dw + e_mean + epsilon * 2 * (dw + parts.mean.abs())
+        e_dx: Tensor = w * e_centred + e_w * ((parts.dw - parts.mean).abs() + e_centred) + 2 * epsilon * dx + lost
+        return e_dx * call.seen
 
-    def allow(name: str, errors: Tensor, others: Tensor, factor: float = 1.0) -> None:
-        bound = summed(name, errors, others, factor * SECOND_ORDER)
-        truth.allowed[name] = bound + unit * truth.exact[name].abs()
+    def of_operands(self) -> Tensor:
+        """What rounding ∂x to the inputs' dtype loses before a product."""
+        call = self.call
+        rounded: Tensor = self.rounded * self.parts.dx.abs()
+        if not self.arithmetic.operands or call.dtype != torch.float16 or not call.seen.numel():
+            return rounded
+        # In float16 ∂x lies scaled: what is a small share of its largest possible value underflows.
+        longest = [float(x.norm(dim=-1).max()) for x in (_known(call.g), call.v)]
+        return rounded + max(longest[0] * longest[1] * 2.0**-40, 2.0**-84) * call.seen
 
-    allow("out", e_w + (rounded + epsilon * (of_queries + 3)) * w, v)
-    if unit == epsilon and float(w.amax() if w.numel() else 0) <= 0.5:
-        drift = call.unfolded("out", _drift(call, parts, fixed, size, arithmetic, epsilon).reshape(*call.flat[:2], 1))
-        lost = v.sum(1).view(call.batch, call.kv_heads, 1, -1).repeat_interleave(call.group, 1)
+
+def _bound(call: _Call, parts: Any, arithmetic: Arithmetic, truth: Truth, names: tuple[str, ...]) -> None:
+    """Fill in `allowed` and `trend`."""
+    errors = _Errors(call, parts, arithmetic)
+    epsilon, unit, normal = errors.epsilon, errors.unit, errors.normal
+
+    def allow(name: str, of_pairs: Tensor, others: Tensor, factor: float = 1.0) -> None:
+        """The sum that makes a result, of bounds; and the products that are too small for a normal number."""
+        of_queries = name in ("out", "dq")
+        terms, flat = (errors.of_queries if of_queries else errors.of_keys), of_pairs.reshape(call.flat)
+        more = (terms + 1) if arithmetic.logsumexp else 1
+        lost = normal * (2 * terms + 4) * more * max(factor, 1.0)
+        total = call.unfolded(name, (flat if of_queries else flat.mT) @ others.abs()) * (factor * SECOND_ORDER)
+        rounding = unit * truth.exact[name].abs() + errors.least
+        truth.allowed[name] = total + lost.reshape(call.batch, 1, -1, 1) + rounding
+
+    w, (e_w, e_slope) = parts.w, errors.of_weights()
+    allow("out", e_w + (errors.rounded + epsilon * (errors.of_queries + 3)) * w, call.v)
+    if unit == epsilon and w.numel():
+        drift = call.unfolded("out", _drift(errors).reshape(*call.flat[:2], 1))
+        lost = call.v.abs().sum(1).view(call.batch, call.kv_heads, 1, -1).repeat_interleave(call.group, 1)
         lost = lost * (2 * normal + arithmetic.floor) + 2 * normal * (call.kv_len + 2)
-        truth.trend = drift * truth.exact["out"].abs() + lost * ((call.kv_len + 1) if arithmetic.logsumexp else 1)
+        truth.trend = drift * (truth.exact["out"].abs() + errors.normal) + lost * (
+            (call.kv_len + 1) if arithmetic.logsumexp else 1
+        )
     if call.g is None:
         return
-    g, dw, dx = call.g.abs(), parts.dw, parts.dx.abs()
-    allow("dv", e_w + (rounded + epsilon * (of_keys + 3)) * w, g)
-    e_dw = (g @ v.mT).view(call.shape) * (epsilon * (call.value_dim + 2))
-    dw_size = dw.abs() + e_dw
-    if call.softmax:
-        e_mean = (e_w * dw_size + w * e_dw + epsilon * (of_queries + 3) * w * dw.abs()).sum(-1, keepdim=True)
-        e_mean = e_mean + normal * of_queries
-        centred = dw - parts.mean
-        e_centred = e_dw + e_mean + epsilon * 2 * (dw.abs() + parts.mean.abs())
-        e_dx = w * e_centred + e_w * (centred.abs() + e_centred) + 2 * epsilon * dx
-        e_dx += (2 * normal) * call.seen * (call.value_dim * w + 3)
-        e_dx *= call.seen
-    else:
-        e_dx = slope * e_dw + dw_size * (e_slope + epsilon * (arithmetic.exp + 4) * w) + 4 * epsilon * dx
-        e_dx += (2 * normal) * call.seen * (call.value_dim * slope + 3)
-    operand = rounded * dx
-    if arithmetic.operands and call.dtype == torch.float16:  # ∂x lies scaled in float16: a share of its bound is lost
-        longest = [float(x.norm(dim=-1).max()) if x.numel() else 0.0 for x in (g, v)]
-        operand = operand + max(longest[0] * longest[1] * 2.0**-40, 2.0**-84) * call.seen
-    allow("dq", e_dx + operand + epsilon * (of_queries + 3) * dx, k, abs(call.scale))
-    allow("dk", e_dx + operand + epsilon * (of_keys + 3) * dx, q, abs(call.scale))
+    allow("dv", e_w + (errors.rounded + epsilon * (errors.of_keys + 3)) * w, call.g)
+    e_dx, dx, scale = errors.of_logits(e_w, e_slope), parts.dx.abs(), abs(call.scale)
+    operand = errors.of_operands() + e_dx
+    allow("dq", operand + epsilon * (errors.of_queries + 3) * dx, call.k, scale)
+    allow("dk", operand + epsilon * (errors.of_keys + 3) * dx, call.q, scale)
     # A tile, then the tiles of a row, then the rows: no longer chains than that.
-    terms = epsilon * (float(of_queries.max()) + call.batch * call.q_len + 8) if call.seen.numel() else 0.0
-    per_head_unit = torch.finfo(torch.float64 if call.dtype == torch.float64 else torch.float32).eps / 2
+    terms = epsilon * (float(errors.of_queries.max()) + call.batch * call.q_len + 8) if call.seen.numel() else 0.0
     for name in names[4:]:
-        size = (e_dx + terms * dx) * (call.distance if name == "dslopes" else 1.0)
-        total = size.sum((0, 3, 4)).reshape(-1) * SECOND_ORDER
-        truth.allowed[name] = total + per_head_unit * truth.exact[name].abs() + 4 * normal * (1 + call.seen.sum())
+        each = (e_dx + terms * dx) * (call.distance if name == "dslopes" else 1.0)
+        total = each.sum((0, 3, 4)).reshape(-1) * SECOND_ORDER
+        truth.allowed[name] = total + epsilon * truth.exact[name].abs() + 4 * normal * (1 + call.seen.sum())
 
 
-def _drift(call: _Call, parts: Any, fixed: Tensor, size: Tensor, arithmetic: Arithmetic, epsilon: float) -> Tensor:
+def _drift(errors: _Errors) -> Tensor:
     """By what share of itself a row may be off in the same direction as all others, `[B, Hkv, group, Lq, 1]`.
 
     What is rounded once for many rows: the exponential, by its own systematic error; scale and log2 e, as constants;
     slope · distance + bias, which is the same in each row. In the mean over a row's weights.
     """
-    constants = 2 * size + parts.x.abs() * (2 if arithmetic.reach or arithmetic.logsumexp else 0)
+    call, parts, arithmetic = errors.call, errors.parts, errors.arithmetic
+    constants = 2 * errors.size + parts.x.abs() * (2 if arithmetic.reach or arithmetic.logsumexp else 0)
     if call.slopes is not None:
-        constants = constants + 4 * fixed
+        constants = constants + 4 * errors.fixed
     if not call.softmax:
         constants = constants * parts.left
     total = parts.w.sum(-1, keepdim=True)
     mean = (parts.w * constants).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
-    drift: Tensor = epsilon * (2 if call.softmax else 1) * (arithmetic.exp + 1 + mean)
-    return drift
+    drift: Tensor = errors.epsilon * (2 if call.softmax else 1) * (arithmetic.exp + 1 + mean)
+    return drift.masked_fill(parts.w.amax(-1, keepdim=True) > 0.5, float("inf"))
 
 
 def _precision(dtype: torch.dtype) -> tuple[float, float, float, float]:

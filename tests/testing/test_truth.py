@@ -93,6 +93,13 @@ def test_what_underflows_on_the_way_is_allowed():
     assert check(case, "banded").use < 0.5
 
 
+def test_a_bias_that_products_are_added_to_is_rounded_with_each():
+    """banded's logits of −128 in float64, from 64 products of a thousandth."""
+    case = SwatCase(128, 31, fewer=23, head_dim=64, value_dim=64, dtype="float64", slopes="tensor", steepness=8.0,
+                    qk_exponent=-2, seed=264)  # fmt: skip
+    assert check(case, "banded").use < 0.5
+
+
 @pytest.mark.parametrize("factor", [1 + 8 * 2.0**-24, 1 - 8 * 2.0**-24])
 def test_rows_that_are_all_too_large_are_seen(factor):
     """By 4 units of the last place of 1, in no element more than what is allowed."""
