@@ -10,6 +10,8 @@ _DECLARED = re.compile(r"\.reg\s+\.\w+\s+(%\w+?)(?:<\d+>)?\s*$")
 _INSTRUCTION = re.compile(r"(?:@!?(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _REGISTER = re.compile(r"%[a-z]+\d*")
 # Instructions without a destination; so are those whose first operand is an address.
+_PACK = re.compile(r"mov\.b\d+\s+(%\w+),\s*\{([^}]*)\}")
+_UNPACK = re.compile(r"mov\.b\d+\s+\{([^}]*)\},")
 _NO_RESULT = re.compile(r"(st|red|cp|bar|barrier|bra|stmatrix|fence|membar|prefetch|setmaxnreg|nanosleep)\b")
 
 
@@ -18,10 +20,11 @@ def undefined_registers(ptx: str) -> tuple[str, ...]:
     """Names of the registers of a PTX module that some instruction reads and none writes, in the order of first use.
 
     Triton pads with such registers what a packed piece of assembly takes beyond the elements that a thread holds.
-    Names that a piece of assembly declares for itself, which carry no percent sign, are not looked at.
+    Names that a piece of assembly declares for itself, which carry no percent sign, are not looked at; nor is a half
+    that LLVM leaves open in a wider register, if whoever takes that apart throws the half away.
     """
     prefixes: set[str] = set()  # "%r" of "%r<12>"; special registers such as %tid.x are declared nowhere
-    read: dict[str, None] = {}
+    read: dict[str, list[str]] = {}  # by name the instructions that read it
     written: set[str] = set()
     for statement in _NO_CODE.sub("", ptx).split(";"):
         if declared := _DECLARED.search(statement):
@@ -33,5 +36,20 @@ def undefined_registers(ptx: str) -> tuple[str, ...]:
                 assert result is not None  # the second form matches anything
                 written.update(_REGISTER.findall(result[0]))
                 operands = operands[result.end() :]
-            read.update(dict.fromkeys(_REGISTER.findall(f"{guard} {operands}")))
-    return tuple(name for name in read if name not in written and name.rstrip("0123456789") in prefixes)
+            for name in _REGISTER.findall(f"{guard} {operands}"):
+                read.setdefault(name, []).append(instruction[0].strip())
+    unwritten = [name for name in read if name not in written and name.rstrip("0123456789") in prefixes]
+    return tuple(name for name in unwritten if not all(_is_dropped(name, where, read) for where in read[name]))
+
+
+def _is_dropped(name: str, instruction: str, read: dict[str, list[str]]) -> bool:
+    """Tell whether the instruction puts a register into a wider one all of whose readers throw that part away."""
+    packed = _PACK.match(instruction)
+    if packed is None:
+        return False
+    parts = [part.strip() == name for part in packed[2].split(",")]
+    taken = [_UNPACK.match(reader) for reader in read.get(packed[1], ())]
+    return all(
+        apart and all(kept.strip() == "_" for kept, own in zip(apart[1].split(","), parts, strict=True) if own)
+        for apart in taken
+    )

@@ -42,6 +42,10 @@ def undefined(*lines):
         (["// begin inline asm", "{ .reg .f32 a; ex2.approx.ftz.f32 a, %r1; rcp.approx.ftz.f32 %r2, a; }"], ()),
         (["{ .reg .f32 a; ex2.approx.ftz.f32 a, %r7; rcp.approx.ftz.f32 %r2, a; }"], ("%r7",)),
         (["bar.sync 0, %r9;"], ("%r9",)),
+        (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {%r2, _}, %rd0;"], ()),
+        (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {_, %r2}, %rd0;"], ("%r5",)),
+        (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {%r2, _}, %rd0;", "st.global.b64 [%rd3], %rd0;"], ("%r5",)),
+        (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {%r2, _}, %rd0;", "add.s32 %r6, %r5, %r1;"], ("%r5",)),
         (["mma.sync.m16n8k16 {%r2, %r3}, {%r1, %r6}, {%r1}, {%r2, %r3};"], ("%r6",)),
     ],
 )
