@@ -9,9 +9,11 @@ _NO_CODE = re.compile(r"//[^\n]*|^\s*\$?\w+:|^\s*\.(?!reg\b)[^\n]*", re.MULTILIN
 _DECLARED = re.compile(r"\.reg\s+\.\w+\s+(%\w+?)(?:<\d+>)?\s*$")
 _INSTRUCTION = re.compile(r"(?:@!?(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _REGISTER = re.compile(r"%[a-z]+\d*")
-# Instructions without a destination; so are those whose first operand is an address.
+# Two registers put into a wider one, taken out of it, and arithmetic on its halves apart.
 _PACK = re.compile(r"mov\.b\d+\s+(%\w+),\s*\{([^}]*)\}")
 _UNPACK = re.compile(r"mov\.b\d+\s+\{([^}]*)\},")
+_BY_HALVES = re.compile(r"(?:add|sub|mul|fma)\.(?:\w+\.)*f32x2\s+(%\w+),")
+# Instructions without a destination; so are those whose first operand is an address.
 _NO_RESULT = re.compile(r"(st|red|cp|bar|barrier|bra|stmatrix|fence|membar|prefetch|setmaxnreg|nanosleep)\b")
 
 
@@ -21,7 +23,7 @@ def undefined_registers(ptx: str) -> tuple[str, ...]:
 
     Triton pads with such registers what a packed piece of assembly takes beyond the elements that a thread holds.
     Names that a piece of assembly declares for itself, which carry no percent sign, are not looked at; nor is a half
-    that LLVM leaves open in a wider register, if whoever takes that apart throws the half away.
+    that LLVM leaves open in a wider register and that nobody uses.
     """
     prefixes: set[str] = set()  # "%r" of "%r<12>"; special registers such as %tid.x are declared nowhere
     read: dict[str, list[str]] = {}  # by name the instructions that read it
@@ -39,17 +41,26 @@ def undefined_registers(ptx: str) -> tuple[str, ...]:
             for name in _REGISTER.findall(f"{guard} {operands}"):
                 read.setdefault(name, []).append(instruction[0].strip())
     unwritten = [name for name in read if name not in written and name.rstrip("0123456789") in prefixes]
-    return tuple(name for name in unwritten if not all(_is_dropped(name, where, read) for where in read[name]))
+    return tuple(name for name in unwritten if not all(_is_filling(name, where, read) for where in read[name]))
 
 
-def _is_dropped(name: str, instruction: str, read: dict[str, list[str]]) -> bool:
-    """Tell whether the instruction puts a register into a wider one all of whose readers throw that part away."""
+def _is_filling(name: str, instruction: str, read: dict[str, list[str]]) -> bool:
+    """Tell whether the instruction puts a register into a half of a wider one that nobody uses."""
     packed = _PACK.match(instruction)
-    if packed is None:
-        return False
-    parts = [part.strip() == name for part in packed[2].split(",")]
-    taken = [_UNPACK.match(reader) for reader in read.get(packed[1], ())]
-    return all(
-        apart and all(kept.strip() == "_" for kept, own in zip(apart[1].split(","), parts, strict=True) if own)
-        for apart in taken
-    )
+    halves = [] if packed is None else [at for at, half in enumerate(packed[2].split(",")) if half.strip() == name]
+    return packed is not None and all(_is_dropped(packed[1], at, read, set()) for at in halves)
+
+
+def _is_dropped(wide: str, half: int, read: dict[str, list[str]], seen: set[str]) -> bool:
+    """Tell whether all readers of a wide register throw a half away, or compute each half from the same half alone."""
+    seen.add(wide)
+    for reader in read.get(wide, ()):
+        if apart := _UNPACK.match(reader):
+            dropped = apart[1].split(",")[half].strip() == "_"
+        elif by_halves := _BY_HALVES.match(reader):
+            dropped = by_halves[1] in seen or _is_dropped(by_halves[1], half, read, seen)
+        else:
+            dropped = False
+        if not dropped:
+            return False
+    return True

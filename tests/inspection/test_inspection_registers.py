@@ -46,6 +46,9 @@ def undefined(*lines):
         (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {_, %r2}, %rd0;"], ("%r5",)),
         (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {%r2, _}, %rd0;", "st.global.b64 [%rd3], %rd0;"], ("%r5",)),
         (["mov.b64 %rd0, {%r1, %r5};", "mov.b64 {%r2, _}, %rd0;", "add.s32 %r6, %r5, %r1;"], ("%r5",)),
+        (["mov.b64 %rd0, {%r1, %r5};", "add.f32x2 %rd4, %rd0, %rd2;", "mov.b64 {%r2, _}, %rd4;"], ()),
+        (["mov.b64 %rd0, {%r1, %r5};", "add.f32x2 %rd4, %rd0, %rd2;", "mov.b64 {%r2, %r3}, %rd4;"], ("%r5",)),
+        (["mov.b64 %rd0, {%r1, %r5};", "add.s64 %rd4, %rd0, %rd2;", "mov.b64 {%r2, _}, %rd4;"], ("%r5",)),
         (["mma.sync.m16n8k16 {%r2, %r3}, {%r1, %r6}, {%r1}, {%r2, %r3};"], ("%r6",)),
     ],
 )
