@@ -90,12 +90,15 @@ class Call:
 
 
 def relative(found, exact):
-    """Error of a tensor, and of its worst row, which may be small: rows are held to the largest tenth of all."""
+    """Error of a tensor, and of its worst row, which may be small: rows are held to the largest tenth of all.
+
+    Where no query sees a key, exact is 0 and any error infinitely large.
+    """
     exact = exact.detach()
-    error = found.double() - exact
+    error, least = found.double() - exact, torch.finfo(torch.float64).tiny
     norms = exact.norm(dim=-1)
-    rows = error.norm(dim=-1) / norms.clamp_min(norms.max() / 10)
-    return float(error.norm() / exact.norm()), float(rows.max())
+    rows = error.norm(dim=-1) / norms.clamp_min(max(float(norms.max()) / 10, least))
+    return float(error.norm() / exact.norm().clamp_min(least)), float(rows.max())
 
 
 def assert_near(found, exact, dtype):
