@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -189,14 +190,14 @@ def _check_dtypes(plan: Plan) -> None:
 def _search(
     console: Console, plan: Plan, seconds: float, workers: int, campaign: Campaign | None
 ) -> tuple[Failure | None, bool]:
-    """The failure found, and whether Ctrl-C ended the search, after the summary is printed and recorded."""
+    """The failure found, and whether Ctrl-C or SIGTERM ended the search, after the summary is printed and recorded."""
     tally = _Tally()
     failure: Failure | None = None
     interrupted = False
     place = plan.device if plan.emulate is None else f"{plan.emulate} emulated"
     console.print(f"seed {plan.seed}, {place}, {workers} processes: {', '.join(plan.backends)}")
     try:
-        with Search(plan, seconds, workers) as messages, _shown(console, tally) as show:
+        with _terminable(), Search(plan, seconds, workers) as messages, _shown(console, tally) as show:
             for message in messages:
                 if isinstance(message, Warm):
                     console.print(f"{message.backend} warmed up in {message.seconds:.1f} s")
@@ -219,6 +220,16 @@ def _search(
         run = {"seed": plan.seed, "seconds": round(tally.seconds, 1), "workers": workers, "backends": plan.backends}
         campaign.add(tally.counts, **run, failure=None if failure is None else failure.text)
     return failure, interrupted
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: what was checked so far is still counted."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Search:
 def _work(plan: Plan, seconds: float, outbox: Any, go: Any, stop: Any) -> None:
     """One process of a search."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
-    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if plan.device == "cpu":
         torch.set_num_threads(1)
     try:
@@ -132,10 +133,18 @@ def _work(plan: Plan, seconds: float, outbox: Any, go: Any, stop: Any) -> None:
         end = time.monotonic() + seconds
 
         def over() -> bool:
-            return time.monotonic() > end or stop.is_set() or (parent is not None and not parent.is_alive())
+            return time.monotonic() > end or stop.is_set()
 
         failure = search(plan, lambda *passed: outbox.put(Passed.of(*passed)), over)
         outbox.put(failure or "done")
     except BaseException as error:
         outbox.put(Broken(f"{type(error).__name__}: {error}"))
         raise
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end; what this process has to say then reaches nobody, and would keep it here forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # mypy: spawned processes have one
+    parent.join()
+    os._exit(1)

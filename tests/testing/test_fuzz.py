@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,8 +163,8 @@ class _Staged:
 
     def __iter__(self):
         for message in self.messages:
-            if message is KeyboardInterrupt:
-                raise KeyboardInterrupt
+            if isinstance(message, signal.Signals):
+                signal.raise_signal(message)
             yield message
 
 
@@ -176,12 +179,37 @@ def test_the_command_stops_at_a_failure_and_writes_it(tmp_path, monkeypatch):
     assert Failure.load(path) == failure
 
 
-def test_ctrl_c_prints_the_summary(monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_campaign_that_counts_what_was_checked(tmp_path, monkeypatch, number):
+    before, path = signal.getsignal(number), tmp_path / "record.json"
     passed = Passed("banded", "float32", Verdict(0.5, "dq"))
-    monkeypatch.setattr(command, "Search", _Staged(passed, passed, KeyboardInterrupt))
-    result = CliRunner().invoke(app, ["fuzz"])
+    monkeypatch.setattr(command, "Search", _Staged(passed, passed, number))
+    result = CliRunner().invoke(app, ["fuzz", "--record", str(path), "--cases", "9"])
     assert result.exit_code == 0
     assert "2 cases" in result.output
+    assert json.loads(path.read_text())["cases"] == 2
+    assert signal.getsignal(number) is before
+
+
+KILLED = """
+import os, signal
+from swat_flex.testing.fuzz import Plan
+from swat_flex.testing.workers import Search
+
+if __name__ == "__main__":
+    with Search(Plan(("naive",), "cpu", None, 0), 60.0, 1) as messages:
+        for message in messages:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_worker_ends_with_a_killed_search(tmp_path):
+    """It holds the output open, for which `run` waits: killed once the worker is warm and waits to be told to go."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = [sys.executable, tmp_path / "killed.py"]
+    ended = subprocess.run(killed, check=False, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def test_every_run_has_a_seed_of_its_own_unless_one_is_given(monkeypatch):
