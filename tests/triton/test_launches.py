@@ -95,8 +95,8 @@ def test_the_arguments_of_a_call_compile(case, compiled):
 
 @pytest.mark.parametrize("fields", [{}, {"descriptors": True, "stages": 1}], ids=str)
 @pytest.mark.parametrize("case", [
-    swat_case(144, 64, 1, 16, dtype="float16", kv_heads=16, documents="padded", logit_bias="tensor"),
-    swat_case(129, 64, 3, 64, dtype="bfloat16", kv_heads=1, documents="padded"),
+    swat_case(144, 64, 1, 16, dtype="float16", kv_heads=16, documents="anyhow", logit_bias="tensor"),
+    swat_case(129, 64, 3, 64, dtype="bfloat16", kv_heads=1, documents="anyhow"),
     swat_case(33, 5, 1, 40, 16, dtype="float32", kv_heads=1, logit_bias="tensor"),
 ], ids=str)  # fmt: skip
 def test_offline_compilation_is_what_a_launch_compiles(case, fields, compiled, monkeypatch):
