@@ -72,7 +72,7 @@ def check(case):
     actual, exact, rough = case.call("triton"), exact_of(case), rough_of(case)
     assert case.in_range(exact)
     for name in ("out", "dq", "dk", "dv"):
-        if exact[name].numel() >= ENOUGH:
+        if exact[name].count_nonzero() >= ENOUGH:  # of hidden rows nothing is left to chance
             assert_within_budget(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.window)
     for name, expected in exact.items():  # the per-head sums, and tensors too small for a comparison of chances
         terms = exact["out"].numel() if name in ("dslopes", "dlogit_bias") else 1  # that may cancel in the sum
