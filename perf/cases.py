@@ -74,23 +74,9 @@ class Definition:
 
     def problem(self, case: Case, device: torch.device) -> Problem:
         """Describe the call that it makes of a case."""
-        return Problem(
-            batch=case.batch,
-            q_heads=case.q_heads,
-            kv_heads=case.kv_heads,
-            q_len=case.q_len,
-            kv_len=case.kv_len,
-            head_dim=case.head_dim,
-            value_dim=case.head_dim,
-            dtype=case.torch_dtype,
-            device=device,
-            window=Window.of(self.window),
-            activation=self.activation,
-            has_slopes=self.slopes is not None,
-            has_logit_bias=False,
-            has_documents=False,
-            needs_grad=False,
-        )
+        sizes = (case.batch, case.q_heads, case.kv_heads, case.q_len, case.kv_len, case.head_dim, case.head_dim)
+        window, has_slopes = Window.of(self.window), self.slopes is not None
+        return Problem(*sizes, case.torch_dtype, device, window, self.activation, has_slopes)
 
     def work(self, case: Case, passes: Passes) -> tuple[float, int]:
         """Count (useful FLOPs, least bytes); what a decoding step need not read does not count."""

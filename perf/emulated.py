@@ -7,57 +7,51 @@ exponentials of the GPU and the order of its tensor cores' sums may differ by wh
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from perf.gpu_steps import place, tell
-from swat_flex import flex_swat, tuned
+from swat_flex import tuned
 from swat_flex.backends.triton import configuration
 from swat_flex.inspection import EXECUTABLE, emulated
 from swat_flex.problem import Problem, WindowLike
-from swat_flex.testing.budget import with_gradients
+from swat_flex.testing.case import SwatCase
 
 
-@dataclasses.dataclass(frozen=True)
-class Small:
-    """A call of two query heads and a key head on `length` tokens; `exact` where q = 0 and the rest are integers."""
+class Exact(SwatCase):
+    """q = 0 and whole numbers elsewhere: every weight is ½."""
 
-    length: int
-    window: WindowLike
-    head_dim: int = 64
-    dtype: torch.dtype = torch.bfloat16
-    exact: bool = False
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().tensors()
+        return q * 0, k.round(), v.round()
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v and the gradient of the output."""
-        draw = torch.Generator().manual_seed(self.length)
+    def gradient(self) -> Tensor:
+        return super().gradient().round()
 
-        def made(heads: int) -> Tensor:
-            x = torch.randn(1, heads, self.length, self.head_dim, generator=draw)
-            return (x.round() if self.exact else x).to(self.dtype)
 
-        q, k, v, grad = (made(heads) for heads in (2, 1, 1, 2))
-        return q * (not self.exact), k, v, grad
-
-    def run(self, device: torch.device, target: str) -> dict[str, Tensor]:
-        """The output and the gradients of q, k and v, on the CPU, in the target's default configurations."""
-        q, k, v, grad = (x.to(device) for x in self.inputs())
-        problem = Problem.of_self_attention(2, self.length, self.head_dim, self.dtype, "cuda", self.window)
-        chosen = configuration(problem, target)
-        slopes: Any = None if self.exact else "balanced"
-        with tuned.using({f"triton.{kernel}": config for kernel, config in chosen.items()}):
-            found = with_gradients(flex_swat, (q, k, v), self.window, grad, backend="triton", slopes=slopes)
-        return {name: x.cpu() for name, x in found.items()}
+def small(
+    kind: type[SwatCase], length: int, window: WindowLike, head_dim: int = 64, dtype: str = "bfloat16"
+) -> SwatCase:
+    """A call of two query heads and a key head."""
+    slopes = "none" if kind is Exact else "balanced"
+    return kind(length, window, group=2, head_dim=head_dim, value_dim=head_dim, dtype=dtype, slopes=slopes)
 
 
 CASES = (
-    Small(200, 150, exact=True), Small(300, 200), Small(300, (120, 40)), Small(200, 150, 128, exact=True),
-    Small(200, 150, 128), Small(200, 150, 40), Small(200, 150, dtype=torch.float16), Small(150, 70, 32, torch.float32),
+    small(Exact, 200, 150), small(SwatCase, 300, 200), small(SwatCase, 300, (120, 40)), small(Exact, 200, 150, 128),
+    small(SwatCase, 200, 150, 128), small(SwatCase, 200, 150, 40), small(SwatCase, 200, 150, dtype="float16"),
+    small(SwatCase, 150, 70, 32, "float32"),
 )  # fmt: skip
+
+
+def run(case: SwatCase, device: torch.device, target: str) -> dict[str, Tensor]:
+    """The output and the gradients of q, k and v, on the CPU, in the target's default configurations."""
+    problem = Problem.of_self_attention(2, case.length, case.head_dim, case.torch_dtype, "cuda", case.window)
+    chosen = configuration(problem, target)
+    with tuned.using({f"triton.{kernel}": config for kernel, config in chosen.items()}):
+        return case.call("triton", str(device))
 
 
 def main(dry: bool) -> int:
@@ -74,12 +68,12 @@ def main(dry: bool) -> int:
     wrong = 0
     for case in CASES[:1] if dry else CASES:
         with emulated(target):
-            wanted = case.run(torch.device("cpu"), target)
-            found = case.run(device, target) if dry else None
-        found = case.run(device, target) if found is None else found
+            wanted = run(case, torch.device("cpu"), target)
+            found = run(case, device, target) if dry else None
+        found = run(case, device, target) if found is None else found
         for name, x in wanted.items():
             difference = float((found[name].double() - x.double()).norm() / x.double().norm().clamp_min(1e-300))
-            allowed = 0.0 if case.exact else _allowed(case.dtype)
+            allowed = 0.0 if isinstance(case, Exact) else _allowed(case.torch_dtype)
             holds = difference <= allowed  # false for NaN
             wrong += not holds
             equal = float((found[name] == x).double().mean())

@@ -14,7 +14,7 @@ from swat_flex.positions import (
 from swat_flex.reference import naive_swat
 from swat_flex.tuning import Tuned, tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Explanation",

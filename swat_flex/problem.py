@@ -82,6 +82,18 @@ class Problem:
             traced=is_traced(q),
         )
 
+    def __str__(self) -> str:
+        queries = "" if self.q_len == self.kv_len else f"{self.q_len:,} of "
+        value = "" if self.value_dim == self.head_dim else f"/{self.value_dim}"
+        heads = f"H{self.q_heads}" if self.q_heads == self.kv_heads else f"H{self.q_heads}/{self.kv_heads}"
+        left, right = self.window.left, self.window.right
+        window = "none" if (left, right) == (None, 0) else f"{left},{right}"
+        if right == 0 and left is not None:
+            window = f"{left + 1}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        sizes = f"L{queries}{self.kv_len:,} D{self.head_dim}{value}"
+        return f"B{self.batch} {heads} {sizes} window {window} {dtype}"
+
     @property
     def group(self) -> int:
         """Query heads that share a key head."""

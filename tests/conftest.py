@@ -7,6 +7,7 @@ Hypothesis has two profiles, chosen by pytest's --hypothesis-profile: "ci", the 
 time; "night" draws others for hours.
 """
 
+import gc
 import itertools
 import os
 import signal
@@ -50,11 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "long" not in item.keywords)
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "xdist_group" not in item.keywords and _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, which every count of memory calls, what lives as long as the run."""
+    gc.collect()
+    gc.freeze()
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:

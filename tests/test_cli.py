@@ -260,7 +260,8 @@ def test_show_writes_a_picture(tmp_path):
     assert path.read_bytes().startswith(PNG)
 
 
-def test_a_call_needs_torch_alone_and_the_command_line_says_what_it_lacks():
+def test_a_call_needs_torch_alone_and_the_command_line_says_what_it_lacks(monkeypatch):
+    monkeypatch.setenv("CXX", "none")  # without platformdirs each process builds anew, as test_wheel.py does
     hidden = "import sys; sys.modules.update(dict.fromkeys(('rich', 'typer', 'platformdirs'))); "
     call = "import torch, swat_flex; print(swat_flex.flex_swat(*torch.ones(3, 1, 1, 9, 4), 3).shape)"
     done = subprocess.run([sys.executable, "-c", hidden + call], capture_output=True, text=True, check=True)

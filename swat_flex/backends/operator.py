@@ -72,11 +72,9 @@ def _define_backward(name: str, backward: Callable[[Tensor, Operands, bool], Gra
     return op
 
 
-def _operands(
-    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, document_ids: Tensor | None,
-    left: int | None, right: int | None, scale: float, activation: str,
-) -> Operands:  # fmt: skip
-    return Operands(q, k, v, slopes, logit_bias, document_ids, Window(left, right), scale, activation)
+def _operands(*arguments: Any) -> Operands:
+    fields = (*arguments[:6], Window(*arguments[6:8]), *arguments[8:])
+    return Operands(*fields)
 
 
 def define_decode(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:

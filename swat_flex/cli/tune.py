@@ -16,9 +16,9 @@ from swat_flex.cli import machine, options, screen
 
 if TYPE_CHECKING:
     from autotune import Event
+    from swat_flex.problem import Problem
     from swat_flex.tuning.plan import Planned
     from swat_flex.tuning.results import Outcome, Tuned
-    from swat_flex.tuning.spec import Spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRESETS = ("train-7b", "decode", "paper-340m", "all")
@@ -45,18 +45,18 @@ def tune(
     if not seconds > 0:
         raise typer.BadParameter(f"expected a positive number, got {seconds:g}", param_hint="--seconds")
     chosen = options.device(device)
-    specs = _specs(shape, window, dtype, backward, chosen, preset)
+    problems = _problems(shape, window, dtype, backward, chosen, preset)
     console = screen.console()
     console.print(f"{chosen}: {machine.describe(chosen)}")
 
     from swat_flex.tuning.plan import jobs_of, plan
     from swat_flex.tuning.search import run_searches
 
-    fitting = [spec for spec in specs if _fits(spec, console)]
+    fitting = [(problem, decode) for problem, decode in problems if _fits(problem, console)]
     jobs = []
-    for spec in fitting:
+    for problem, decode in fitting:
         try:
-            jobs += jobs_of(spec, backend, seconds)
+            jobs += jobs_of(problem, backend, seconds, decode=decode)
         except (ValueError, NotImplementedError) as error:
             raise typer.BadParameter(str(error), param_hint="--backend") from error
     planned = plan(jobs, seconds) if jobs else []
@@ -71,9 +71,11 @@ def tune(
         raise typer.Exit(130)
 
 
-def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: torch.device, preset: str) -> list[Spec]:
+def _problems(
+    shapes: list[str], window: str, dtype: str, backward: bool, device: torch.device, preset: str
+) -> list[tuple[Problem, bool]]:
+    """Every problem that is asked for, and whether it is a step of decoding."""
     from swat_flex.tuning.shapes import SHAPE_SETS, self_attention
-    from swat_flex.tuning.spec import Spec
 
     if not shapes and not preset:
         raise typer.BadParameter("expected --shape B,Hq,Hkv,L,D or --preset, got neither", param_hint="--shape")
@@ -81,8 +83,7 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
         options.one_of("--dtype", dtype, DTYPES)
     side = options.window(window)
     given = DTYPES[dtype or "fp32"]
-    problems = [self_attention(_shape(text), side, given, device, backward) for text in shapes]
-    specs = [Spec(problem, str(device)) for problem in problems]
+    problems = [(self_attention(_shape(text), side, given, device, backward), False) for text in shapes]
     if preset:
         options.one_of("--preset", preset, PRESETS)
         for name, cases in SHAPE_SETS.items():
@@ -90,9 +91,9 @@ def _specs(shapes: list[str], window: str, dtype: str, backward: bool, device: t
                 own = DTYPES[dtype] if dtype else cases.dtype
                 train = not cases.decode and (backward or cases.backward)
                 queries = 1 if cases.decode else None
-                problems = [self_attention(sizes, w, own, device, train, queries) for sizes, w in cases.cases]
-                specs += [Spec(problem, str(device), decode=cases.decode) for problem in problems]
-    return specs
+                found = (self_attention(sizes, w, own, device, train, queries) for sizes, w in cases.cases)
+                problems += [(problem, cases.decode) for problem in found]
+    return problems
 
 
 def _shape(text: str) -> tuple[int, int, int, int, int]:
@@ -106,11 +107,12 @@ def _shape(text: str) -> tuple[int, int, int, int, int]:
     )
 
 
-def _fits(spec: Spec, console: Console) -> bool:
+def _fits(problem: Problem, console: Console) -> bool:
     """Tell whether inputs, results and their copies find room; says so where they do not."""
-    has, needs = machine.memory(torch.device(spec.device)), 4 * spec.bytes()
+    has = machine.memory(problem.device)
+    needs = 4 * (problem.bytes() + (problem.bytes(backward=True) if problem.needs_grad else 0))
     if needs > has:
-        console.print(f"left out: {spec} needs about {needs / 2**30:.0f} GiB, and there are {has / 2**30:.0f}")
+        console.print(f"left out: {problem} needs about {needs / 2**30:.0f} GiB, and there are {has / 2**30:.0f}")
     return needs <= has
 
 
@@ -120,12 +122,12 @@ def _print_plan(planned: list[Planned], seconds: float, console: Console) -> Non
     table.add_column("time", justify="right")
     for item in planned:
         count = "-" if item.refusal else f"{item.candidates} of {item.size}"
-        table.add_row(item.job.tunable, str(item.job.spec), count, "-" if item.refusal else f"{item.estimate:.0f} s")
+        table.add_row(item.job.tunable, str(item.job.problem), count, "-" if item.refusal else f"{item.estimate:.0f} s")
     if planned:
         console.print(table)
     for item in planned:
         if item.refusal:
-            console.print(f"left out: {item.job.tunable}, {item.job.spec}: {item.refusal}")
+            console.print(f"left out: {item.job.tunable}, {item.job.problem}: {item.refusal}")
     estimate = sum(item.estimate for item in planned)
     console.print(f"about {estimate:.0f} s of {seconds:g} s; Ctrl-C keeps what was measured\n")
 

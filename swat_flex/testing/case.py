@@ -25,7 +25,7 @@ SLOPES = ("balanced", "none", "alibi", "tensor")
 BIASES = ("none", "number", "tensor")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SwatCase:
     """A call on q `[batch, group·kv_heads, length − fewer, head_dim]`, k and v `[batch, kv_heads, length, ·]`.
 
@@ -62,6 +62,11 @@ class SwatCase:
     grad_exponent: int = 0
     ring: int = 0
     seed: int = 0
+
+    def __repr__(self) -> str:
+        """The expression that makes it, without what is as by default."""
+        given = (f"{field.name}={x!r}" for field in fields(self) if (x := getattr(self, field.name)) != field.default)
+        return f"{type(self).__name__}({', '.join(given)})"
 
     @property
     def q_heads(self) -> int:

@@ -13,7 +13,7 @@ from swat_flex.inspection import TARGETS, inspect_kernel, undefined_registers
 from swat_flex.problem import Problem
 
 
-def of_device(device: str) -> tuple[str, int]:
+def of_device(device: torch.device) -> tuple[str, int]:
     """The target of a GPU of this machine, and the bytes of shared memory that one block may use there."""
     properties: Any = torch.cuda.get_device_properties(device)
     if torch.version.hip:

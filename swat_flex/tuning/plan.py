@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from autotune.search import FINAL_ROUNDS, FINALISTS, ROUNDS
 from swat_flex import dispatch
 from swat_flex.backends import triton
-from swat_flex.tuning.spec import Spec
+from swat_flex.problem import Problem
 from swat_flex.tuning.tasks import Job, SwatTask
 
 CALLS = 5 + ROUNDS  # of one candidate: warm-up, checks, samples
@@ -46,21 +47,29 @@ class Planned:
     refusal: str = ""
 
 
-def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
+def jobs_of(
+    problem: Problem, backend: str, seconds: float, *, document_ids: Tensor | None = None, decode: bool = False
+) -> list[Job]:
     """List the searches that a problem asks for; the one that chooses between backends comes last.
+
+    Args:
+        problem: `needs_grad` tells whether the backward is tuned too.
+        backend: as `tune`.
+        seconds: for all searches together.
+        document_ids: as `Inputs`; on the CPU.
+        decode: a step of `swat_decode`, of q_len new tokens and the kv_len = window + q_len − 1 keys they see.
 
     Raises:
         NotImplementedError: a backend asked for by name that cannot run the problem.
         ValueError: a problem that cannot be checked, or a backend without anything to tune.
     """
-    problem = spec.problem
     if problem.activation == "tanh-sigmoid" or problem.dtype == torch.float64:
         raise ValueError(
             "tune: expected 'sigmoid' or 'softmax' in float32, bfloat16 or float16, whose results can be checked, "
             f"got {problem.activation!r} in {problem.dtype}"
         )
-    if spec.decode:
-        return [_decode_job(spec, backend)]
+    if decode:
+        return [_decode_job(problem, backend)]
     if backend == "auto":
         candidates = [
             name for name, module in dispatch.BACKENDS.items() if name != "naive" and module.supports(problem) is None
@@ -73,19 +82,21 @@ def jobs_of(spec: Spec, backend: str, seconds: float) -> list[Job]:
     else:
         dispatch.choose(problem, backend)
         candidates = [backend]
-    jobs = [Job(t.name, name, spec) for name in candidates for t in dispatch.BACKENDS[name].tunables(problem)]
-    if not jobs:
+    searches = [(t.name, name) for name in candidates for t in dispatch.BACKENDS[name].tunables(problem)]
+    if not searches:
         raise ValueError(f"backend: expected one that has something to tune on {problem.device.type}, got {backend!r}")
-    return [*jobs, Job(dispatch.BACKEND.name, "auto", spec)] if len(candidates) > 1 else jobs
+    if len(candidates) > 1:
+        searches.append((dispatch.BACKEND.name, "auto"))
+    return [Job(tunable, name, problem, document_ids) for tunable, name in searches]
 
 
-def _decode_job(spec: Spec, backend: str) -> Job:
+def _decode_job(problem: Problem, backend: str) -> Job:
     """Return the search for a step of decoding; where "auto" cannot run it here, the plan says why."""
     if backend not in ("auto", "triton"):
         raise ValueError(f"backend: expected one that has something to tune in decoding, triton, got {backend!r}")
-    if backend == "triton" and (reason := triton.supports(spec.problem)):
+    if backend == "triton" and (reason := triton.supports(problem)):
         raise NotImplementedError(f"backend='triton': {reason}")
-    return Job(triton.DECODE.name, "triton", spec)
+    return Job(triton.DECODE.name, "triton", problem)
 
 
 def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
@@ -94,11 +105,10 @@ def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
 
 
 def _planned(job: Job, seconds: float) -> Planned:
-    size = len(job.find().space(job.spec.problem).candidates)
-    if job.spec.decode and (reason := triton.supports(job.spec.problem)):
+    size = len(job.find().space(job.problem).candidates)
+    if job.tunable == triton.DECODE.name and (reason := triton.supports(job.problem)):
         return Planned(job, size, 0, 0.0, seconds, 0.0, f"{reason}; what decodes here has nothing to tune")
-    device = torch.device(job.spec.device)
-    if device.type != "cpu":
+    if job.problem.device.type != "cpu":
         return Planned(
             job, size, enough_for(size, 0.0, seconds), 0.0, seconds, min(seconds, size * GPU_COMPILE_SECONDS)
         )
@@ -123,7 +133,7 @@ def enough_for(size: int, call_seconds: float, seconds: float) -> int:
 
 def _call_seconds(job: Job, seconds: float) -> float:
     """Return the seconds of one call of the default on a CPU: measured, or guessed where a call would take too long."""
-    problem = job.spec.problem
+    problem = job.problem
     guess = problem.flops(backward=problem.needs_grad) / CPU_FLOPS
     if LEAST * guess > 4 * seconds:
         return guess

@@ -11,6 +11,7 @@ from typing import Any
 from autotune import Budget, Entry, Event, LocalRunner, Result, Runner, WorkerRunner, search
 from autotune.search import FINALISTS
 from swat_flex import dispatch, tuned
+from swat_flex.problem import Problem
 from swat_flex.tuning.plan import CALLS, FINAL, SAMPLE_SECONDS, Planned, enough_for
 from swat_flex.tuning.results import Outcome, Tuned
 from swat_flex.tuning.tasks import Job, SwatTask
@@ -31,19 +32,19 @@ def run_searches(
     """
     started, waiting = time.monotonic(), list(planned)
     outcomes: list[Outcome] = []
-    settings: dict[tuple[str, int], Any] = {}
+    settings: dict[tuple[str, Problem], Any] = {}
     interrupted = False
     try:
         while waiting and not interrupted:
             left = seconds - (time.monotonic() - started)
             item, share = waiting.pop(0), left / (1 + len(waiting))
             job = item.job
-            known = {name: config for (name, spec), config in settings.items() if spec == id(job.spec)}
+            known = {name: config for (name, problem), config in settings.items() if problem == job.problem}
             outcome = _search(replace(item, seconds=share), replace(job, settings=known), on_event)
             if outcome.result is not None:
                 interrupted = outcome.result.interrupted
                 if outcome.result.winner is not None:
-                    settings[job.tunable, id(job.spec)] = outcome.result.winner
+                    settings[job.tunable, job.problem] = outcome.result.winner
             outcomes.append(outcome)
             on_outcome(outcome)
     except KeyboardInterrupt:  # between two searches
@@ -52,10 +53,10 @@ def run_searches(
 
 
 def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
-    outcome = Outcome(job.tunable, str(job.spec), note=item.refusal)
+    outcome = Outcome(job.tunable, str(job.problem), note=item.refusal)
     if item.refusal:
         return outcome
-    tunable, problem = job.find(), job.spec.problem
+    tunable, problem = job.find(), job.problem
     space = tunable.space(problem)
 
     def reject(config: Any) -> str | None:
@@ -77,7 +78,7 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
 
 def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
     """Run CPU candidates in this process; GPU candidates in workers, because a bad kernel can kill its process."""
-    if job.spec.device == "cpu":
+    if job.problem.device.type == "cpu":
         return LocalRunner(SwatTask(job))
     runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:build", job, workers=WORKERS, timeout=TIMEOUT)
     return stack.enter_context(runner)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from swat_flex.problem import Problem, WindowLike
-from swat_flex.window import Window
 
 Sizes = tuple[int, int, int, int, int]  # batch, query heads, key heads, keys, head dimension
 
@@ -22,19 +21,9 @@ def self_attention(
 ) -> Problem:
     """Describe self-attention, or its last `queries` rows, with the default slopes."""
     batch, q_heads, kv_heads, length, head_dim = sizes
-    return Problem(
-        batch=batch,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        q_len=length if queries is None else queries,
-        kv_len=length,
-        head_dim=head_dim,
-        value_dim=head_dim,
-        dtype=dtype,
-        device=device,
-        window=Window.of(window),
-        needs_grad=backward,
-    )
+    made = Problem.of_self_attention(q_heads, length, head_dim, dtype, device, window)
+    q_len = length if queries is None else queries
+    return replace(made, batch=batch, kv_heads=kv_heads, q_len=q_len, needs_grad=backward)
 
 
 @dataclass(frozen=True)

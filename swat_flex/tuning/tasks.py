@@ -14,9 +14,10 @@ from autotune import Clock, Rejected, clock_for
 from swat_flex import dispatch, tuned
 from swat_flex.api import flex_swat
 from swat_flex.backends import triton
+from swat_flex.problem import Problem
 from swat_flex.testing.sampled import SampledReference
 from swat_flex.tuned import Tunable
-from swat_flex.tuning.spec import Inputs, Spec
+from swat_flex.tuning.inputs import Inputs
 
 Results = dict[str, Tensor]
 
@@ -28,20 +29,22 @@ class Job:
     Attributes:
         tunable: its name.
         backend: whose it is; "auto" for the choice between backends.
-        spec: the problem.
+        problem: whose device is where it runs.
+        document_ids: as `Inputs`; on the CPU.
         settings: configurations of other tunables while this one is measured, by name.
     """
 
     tunable: str
     backend: str
-    spec: Spec
+    problem: Problem
+    document_ids: Tensor | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self) -> Tunable[Any]:
         for tunable in (dispatch.BACKEND, triton.DECODE):
             if self.tunable == tunable.name:
                 return tunable
-        of_backend = dispatch.BACKENDS[self.backend].tunables(self.spec.problem)
+        of_backend = dispatch.BACKENDS[self.backend].tunables(self.problem)
         return next(tunable for tunable in of_backend if tunable.name == self.tunable)
 
 
@@ -59,22 +62,23 @@ class SwatTask:
     clock: Clock
 
     def __init__(self, job: Job) -> None:
-        self._job, self._problem, self._tunable = job, job.spec.problem, job.find()
-        self._inputs = Inputs(job.spec)
+        self._job, self._problem, self._tunable = job, job.problem, job.find()
+        self._inputs = Inputs(job.problem, job.document_ids)
         self._pass = _PASSES.get(job.tunable, _call)
-        self.clock = clock_for(job.spec.device)
+        self.clock = clock_for(job.problem.device)
 
     def compile(self, config: Any) -> None:
         """Read the machine code of our own kernels; FlexAttention's is compiled where it first runs."""
         kernel = self._job.tunable.partition(".")[2]
-        if self._job.backend == "triton" and self._job.spec.device.startswith("cuda"):
+        on_gpu = self._problem.device.type == "cuda"
+        if self._job.backend == "triton" and on_gpu:
             from swat_flex.tuning.facts import complaint, of_device
 
             if config == self._tunable.default(self._problem):
                 return  # what all others are compared with runs in any case
-            if reason := complaint(kernel, self._problem, config, *of_device(self._job.spec.device)):
+            if reason := complaint(kernel, self._problem, config, *of_device(self._problem.device)):
                 raise Rejected(reason)
-        elif self._job.spec.device.startswith("cuda"):
+        elif on_gpu:
             self._run(config, self._inputs.grad)
 
     def prepare(self, config: Any) -> Callable[[], Answer]:

@@ -65,7 +65,6 @@ def tune(
 
     from swat_flex.tuning.plan import jobs_of, plan
     from swat_flex.tuning.search import run_searches
-    from swat_flex.tuning.spec import Spec
 
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         raise TypeError(f"seconds: expected a number, got {type(seconds).__name__}")
@@ -75,6 +74,6 @@ def tune(
     problem = operands.problem()
     if backward is not None:
         problem = replace(problem, needs_grad=backward, learns_bias=backward and problem.learns_bias)
-    spec = Spec(problem, str(q.device), None if document_ids is None else document_ids.detach().cpu())
-    planned = plan(jobs_of(spec, backend, seconds), seconds)
+    ids = None if document_ids is None else document_ids.detach().cpu()
+    planned = plan(jobs_of(problem, backend, seconds, document_ids=ids), seconds)
     return run_searches(planned, seconds - (time.monotonic() - started), lambda *_: None, lambda _: None)

@@ -1,101 +1,36 @@
 """`banded` against the specification: budget over a pairwise covering, derivatives, locality, every way of cutting."""
 
-import dataclasses
-import math
-
 import pytest
 import torch
-from cases import Case
-from pairwise import pairwise
+from cases import exact_of, swat_case
+from covering import POISON, covering, covering_per_head, hold, hold_to_budget, sampled
 
 from swat_flex import flex_swat, naive_swat, tuned
 from swat_flex.backends.banded import BandedConfig
-from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
-FACTORS = {
-    "length": [1, 2, 63, 64, 65, 127, 128, 129, 1000, 1025],
-    "window": [1, 2, 63, 64, 65, 128, 129, "L", "L+5", (3, 2), (None, 4), None],
-    "group": [1, 3, 8],
-    "head_dim": [1, 8, 40, 64, 80, 128, 256],
-    "value_dim": [None, 24],
-    "dtype": ["float32", "bfloat16", "float16"],
-    "layout": ["contiguous", "transposed", "expanded", "sliced"],
-    "documents": ["none", "packed", "padded"],
-    "queries": ["all", "half"],
-    "activation": ["sigmoid", "softmax"],
-    "biased": [False, True],
-    "batch": [1, 2],
-    "kv_heads": [1, 2],
-}
+LENGTHS = [1, 2, 63, 64, 65, 127, 128, 129, 1000, 1025]
+WINDOWS = [1, 2, 63, 64, 65, 128, 129, "L", "L+5", (3, 2), (None, 4), None]
+ACTIVATIONS = ["sigmoid", "softmax"]
 
 
-def fits_in_memory(row):
-    """The dense reference holds several [B, Hq, Lq, Lk] of float64."""
-    return row["length"] < 1000 or row["group"] * row["batch"] * row["kv_heads"] <= 16
-
-
-def case_of(row, seed):
-    queries = row.pop("queries")
-    return Case(**row, fewer=row["length"] // 2 if queries == "half" else 0, seed=seed)
-
-
-CASES = [case_of(row, seed) for seed, row in enumerate(pairwise(FACTORS, fits_in_memory))]
-# Every two values of two factors meet in one of these. Long rows cost seconds each: every run takes a fifth of them.
-LONG = [case for case in CASES if case.length >= 1000]
-COVERING = [
-    pytest.param(case, marks=pytest.mark.slow if case in LONG and LONG.index(case) % 5 else ()) for case in CASES
-]
-
-
-def draws(case, elements):
-    """As many draws of a case as give tensors of `elements` enough elements for the rule, stacked."""
-    cases = [dataclasses.replace(case, seed=case.seed + 1000 * n) for n in range(math.ceil(ENOUGH / elements))]
-    results = [[c.run(flex_swat, backend="banded"), c.exact(), c.rough()] for c in cases]
-    return [{name: torch.stack([r[i][name] for r in results]) for name in results[0][i]} for i in range(3)]
-
-
-def check(case, names, elements):
-    actual, exact, rough = draws(case, elements)
-    assert case.in_range(exact)
-    for name in names:
-        assert_within_budget(
-            actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
-        )
-
-
-@pytest.mark.parametrize("case", COVERING, ids=str)
+@pytest.mark.parametrize("case", sampled(covering(LENGTHS, WINDOWS, activation=ACTIVATIONS), long=1000, every=5))
 def test_output_and_gradients_are_within_budget(case):
-    check(case, ("out", "dq", "dk", "dv"), min(x.numel() for x in case.tensors()))
+    hold(case, "banded")
 
 
-PER_HEAD = pairwise(
-    {
-        "length": [2, 64, 65, 129],
-        "window": [1, 64, 129, "L+5", (3, 2), (None, 4), None],
-        "group": [1, 3, 8],
-        "head_dim": [8, 64],
-        "dtype": FACTORS["dtype"],
-        "documents": FACTORS["documents"],
-        "activation": FACTORS["activation"],
-        "batch": [1, 2],
-    },
-    lambda row: True,
-)
-
-
-@pytest.mark.parametrize("row", PER_HEAD, ids=str)
-def test_gradients_of_slopes_and_logit_bias_are_within_budget(row):
+@pytest.mark.parametrize("case", sampled(covering_per_head(activation=ACTIVATIONS), long=129, every=4))
+def test_gradients_of_slopes_and_logit_bias_are_within_budget(case):
     """A softmax does not depend on a logit bias: its gradient is rounding and has no budget."""
-    case = Case(**row, kv_heads=48 // row["group"], biased=True, seed=7)
     names = ("dslopes", "dlogit_bias") if case.activation == "sigmoid" else ("dslopes",)
-    check(case, names, 48)
+    hold_to_budget(case, "banded", names)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("window", [1, 3, None, (2, 1), (None, 2), (3, None)], ids=str)
 @pytest.mark.parametrize("documents", ["none", "padded"])
 def test_all_five_derivatives_in_float64(activation, window, documents):
-    case = Case(7, window, 2, 3, 2, "float64", documents=documents, fewer=2, activation=activation, biased=True)
+    more = {"documents": documents, "fewer": 2, "activation": activation, "logit_bias": "tensor"}
+    case = swat_case(7, window, 2, 3, 2, "float64", **more)
     options = case.options()
     slopes, bias = options.pop("slopes"), options.pop("logit_bias")
     leaves = [x.detach().requires_grad_() for x in (*case.tensors(), slopes * 5, bias)]
@@ -114,22 +49,21 @@ CUTS = [BandedConfig(16, 1, 1), BandedConfig(32, 2**14, 3), BandedConfig(64, 2**
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_any_cut_gives_the_same_result(config, window, dtype):
     """Blocks, chunks of wide windows, groups of heads and batches, converted segments: none may show."""
-    case = Case(700, window, 2, 8, 5, dtype, "transposed", "padded", 250, biased=True, batch=3)
+    case = swat_case(
+        700, window, 2, 8, 5, dtype, "transposed", documents="padded", fewer=250, logit_bias="tensor", batch=3
+    )
     with tuned.using({"banded.forward": config, "banded.backward": config}):
-        actual = case.run(flex_swat, backend="banded")
-    exact = case.exact()
+        actual = case.call("banded")
+    exact = exact_of(case)
     for name, expected in exact.items():
         error = (actual[name].double() - expected).norm() / max(expected.norm(), 1e-30)
         assert error < (1e-12 if dtype == "float64" else 1e-2 if name.startswith("d") else 4e-3), name
 
 
 def test_two_runs_are_equal_to_the_bit():
-    case = Case(700, 200, 4, batch=2)
-    first, second = case.run(flex_swat), case.run(flex_swat)
+    case = swat_case(700, 200, 4, batch=2)
+    first, second = case.call("auto"), case.call("auto")
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-POISON = [float("nan"), float("inf"), float("-inf"), 3e38, -1e4]
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -215,8 +149,8 @@ def test_wide_windows_in_half_precision_do_not_overflow_inside():
 
 def test_operators_pass_torchs_own_check():
     for case in (
-        Case(70, 16, 2, 8, 5, documents="padded", biased=True, fewer=3, batch=2),
-        Case(33, (3, 2), 1, 8, activation="softmax", dtype="bfloat16", layout="transposed"),
+        swat_case(70, 16, 2, 8, 5, documents="padded", logit_bias="tensor", fewer=3, batch=2),
+        swat_case(33, (3, 2), 1, 8, activation="softmax", dtype="bfloat16", layout="transposed"),
     ):
         q, k, v = (x.detach().requires_grad_() for x in case.tensors())
         options = case.options()

@@ -1,6 +1,5 @@
 """`cpp` against the specification over a pairwise covering; locality, threads; and its library, however it is found."""
 
-import dataclasses
 import math
 import os
 import subprocess
@@ -10,84 +9,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case
-from pairwise import pairwise
+from cases import exact_of, swat_case
+from covering import POISON, covering, covering_per_head, hold, hold_to_budget, sampled
 
 from swat_flex import explain, flex_swat, tuned
 from swat_flex.backends.cpp import CppConfig, library
 from swat_flex.backends.cpp.build import FLAGS, BuildError, build
-from swat_flex.testing.budget import ENOUGH, assert_within_budget
 
 pytestmark = pytest.mark.skipif(library.trouble() is not None, reason="no C++ compiler")
 
-FACTORS = {
-    "length": [1, 2, 15, 16, 17, 63, 64, 65, 129, 1000, 1025],
-    "window": [1, 2, 6, 63, 64, 65, 128, 129, "L", "L+5", (3, 2), (None, 4), (0, 70), None],
-    "group": [1, 3, 8],
-    "head_dim": [1, 8, 40, 64, 80, 128, 256],
-    "value_dim": [None, 24],
-    "dtype": ["float32", "bfloat16", "float16"],
-    "layout": ["contiguous", "transposed", "expanded", "sliced"],
-    "documents": ["none", "packed", "padded"],
-    "queries": ["all", "half"],
-    "biased": [False, True],
-    "batch": [1, 2],
-    "kv_heads": [1, 2],
-}
+LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 129, 1000, 1025]
+WINDOWS = [1, 2, 6, 63, 64, 65, 128, 129, "L", "L+5", (3, 2), (None, 4), (0, 70), None]
+CASES = list(covering(LENGTHS, WINDOWS))
+PER_HEAD = list(covering_per_head())
 
 
-def fits_in_memory(row):
-    """The dense reference holds several [B, Hq, Lq, Lk] of float64."""
-    return row["length"] < 1000 or row["group"] * row["batch"] * row["kv_heads"] <= 16
-
-
-def case_of(row, seed):
-    queries = row.pop("queries")
-    return Case(**row, fewer=row["length"] // 2 if queries == "half" else 0, seed=seed)
-
-
-CASES = [case_of(row, seed) for seed, row in enumerate(pairwise(FACTORS, fits_in_memory))]
-
-
-def draws(case, elements):
-    """As many draws of a case as give tensors of `elements` enough elements for the rule, stacked."""
-    cases = [dataclasses.replace(case, seed=case.seed + 1000 * n) for n in range(math.ceil(ENOUGH / elements))]
-    results = [[c.run(flex_swat, backend="cpp"), c.exact(), c.rough()] for c in cases]
-    return [{name: torch.stack([r[i][name] for r in results]) for name in results[0][i]} for i in range(3)]
-
-
-def check(case, names, elements):
-    actual, exact, rough = draws(case, elements)
-    assert case.in_range(exact)
-    for name in names:
-        assert_within_budget(
-            actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
-        )
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", sampled(CASES, long=1000, every=4))
 def test_output_and_gradients_are_within_budget(case):
-    check(case, ("out", "dq", "dk", "dv"), min(x.numel() for x in case.tensors()))
+    hold(case, "cpp")
 
 
-PER_HEAD = pairwise(
-    {
-        "length": [2, 64, 65, 129],
-        "window": [1, 64, 129, "L+5", (3, 2), (None, 4), None],
-        "group": [1, 3, 8],
-        "head_dim": [8, 64],
-        "dtype": FACTORS["dtype"],
-        "documents": FACTORS["documents"],
-        "batch": [1, 2],
-    },
-    lambda row: True,
-)
-
-
-@pytest.mark.parametrize("row", PER_HEAD, ids=str)
-def test_gradients_of_slopes_and_logit_bias_are_within_budget(row):
-    case = Case(**row, kv_heads=48 // row["group"], biased=True, seed=7)
-    check(case, ("dslopes", "dlogit_bias"), 48)
+@pytest.mark.parametrize("case", sampled(PER_HEAD, long=129, every=4))
+def test_gradients_of_slopes_and_logit_bias_are_within_budget(case):
+    hold_to_budget(case, "cpp", ("dslopes", "dlogit_bias"))
 
 
 CUTS = [CppConfig(16, 6), CppConfig(48, 48), CppConfig(64, 96), CppConfig(192, 192)]
@@ -97,11 +41,12 @@ CUTS = [CppConfig(16, 6), CppConfig(48, 48), CppConfig(64, 96), CppConfig(192, 1
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_cut_gives_the_same_result(window, dtype):
     """Blocks, tiles, chunks of the backward and their margins: none may show."""
-    case = Case(1700, window, 2, 8, 5, dtype, "transposed", "padded", 600, biased=True, batch=2, kv_heads=1)
-    exact = case.exact()
+    more = {"documents": "padded", "fewer": 600, "logit_bias": "tensor", "batch": 2, "kv_heads": 1}
+    case = swat_case(1700, window, 2, 8, 5, dtype, "transposed", **more)
+    exact = exact_of(case)
     for config in CUTS:
         with tuned.using({"cpp.forward": config, "cpp.backward": config}):
-            actual = case.run(flex_swat, backend="cpp")
+            actual = case.call("cpp")
         for name, expected in exact.items():
             error = (actual[name].double() - expected).norm() / max(expected.norm(), 1e-30)
             assert error < (3e-6 if dtype == "float32" else 1e-2 if name.startswith("d") else 4e-3), (config, name)
@@ -117,23 +62,20 @@ def threads():
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("window", [40, 700, (30, 50)], ids=str)
 def test_results_are_equal_to_the_bit_from_run_to_run_and_for_any_number_of_threads(window):
-    case = Case(2100, window, 2, head_dim=20, documents="packed", biased=True, batch=2)
+    case = swat_case(2100, window, 2, head_dim=20, documents="packed", logit_bias="tensor", batch=2)
     results = []
     for n in (1, 2, 2, 3, 7):
         torch.set_num_threads(n)
-        results.append(case.run(flex_swat, backend="cpp"))
+        results.append(case.call("cpp"))
     assert all(torch.equal(other[name], first) for name, first in results[0].items() for other in results[1:])
 
 
 def test_calls_from_several_threads_do_not_disturb_one_another():
-    case = Case(300, 40, 2)
-    alone = case.run(flex_swat, backend="cpp")
+    case = swat_case(300, 40, 2)
+    alone = case.call("cpp")
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda _: case.run(flex_swat, backend="cpp"), range(8)))
+        together = list(pool.map(lambda _: case.call("cpp"), range(8)))
     assert all(torch.equal(result[name], x) for result in together for name, x in alone.items())
-
-
-POISON = [float("nan"), float("inf"), float("-inf"), 3e38, -1e4]
 
 
 @pytest.mark.parametrize("value", POISON)
@@ -218,50 +160,81 @@ def test_the_tail_of_the_sigmoid_keeps_its_relative_accuracy(logit):
 QUICK = (*FLAGS, "-O0")  # seconds less a build, where no kernel has to be fast
 
 
-def test_a_library_is_kept_and_loaded_again(tmp_path):
-    assert build(tmp_path / "own", QUICK).seconds > 0
-    assert build(tmp_path / "own", QUICK).seconds == 0
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A library as it is kept."""
+    folder = tmp_path_factory.mktemp("own")
+    assert build(folder, QUICK).seconds > 0
+    (path,) = folder.glob("*.so")
+    return path
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "foreign"])
-def test_a_damaged_library_is_built_again(tmp_path, damage):
+@pytest.fixture
+def compilations(kept, tmp_path_factory, monkeypatch):
+    """The file with a line for each time that $CXX ran, which takes half a second to copy a library."""
+    folder = tmp_path_factory.mktemp("compiler")
+    compiler, log = folder / "c++", folder / "log"
+    compiler.write_text(f"""#!/bin/sh
+if [ "$1" = --version ]; then echo pretended; exit; fi
+echo ran >> {log}
+sleep 0.5
+for last; do :; done
+cp {kept} "$last"
+""")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    return log
+
+
+def test_a_library_is_kept_and_loaded_again(kept):
+    assert build(kept.parent, QUICK).seconds == 0
+
+
+def test_a_damaged_library_is_built_again(tmp_path, compilations):
     """In a process of its own: a library once loaded stays mapped in its process."""
     build(tmp_path, QUICK)
     (path,) = tmp_path.glob("*.so")
     whole = path.read_bytes()
-    path.unlink()
     middle = len(whole) // 2
-    bad = {
+    damaged = {
         "truncated": whole[:middle],
         "empty": b"",
         "changed": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "foreign": Path(torch.__file__).read_bytes(),
-    }[damage]
-    path.write_bytes(bad)
-    first, second = map(float, start(tmp_path).communicate()[0].split())
-    assert first > 0
-    assert second == 0
-    assert path.read_bytes() != bad
+    }
+    for name, bad in damaged.items():
+        (tmp_path / name).mkdir(mode=0o700)
+        (tmp_path / name / path.name).write_bytes(bad)
+    found = start(*(tmp_path / name for name in damaged)).communicate()[0].splitlines()
+    assert len(found) == len(damaged)
+    for name, line in zip(damaged, found, strict=True):
+        first, second = map(float, line.split())
+        assert first > 0, name
+        assert second == 0, name
+        assert (tmp_path / name / path.name).read_bytes() == whole
 
 
-def start(folder):
-    """A process that builds there twice and prints the seconds of each."""
+def start(*folders):
+    """A process that builds in each folder twice and prints the seconds of both."""
     program = (
         "import sys; from pathlib import Path; from swat_flex.backends.cpp.build import build\n"
-        "twice = [build(Path(sys.argv[1]), tuple(sys.argv[2:])) for _ in range(2)]\n"
-        "assert twice[0].library.swat_forward; print(*(built.seconds for built in twice))"
+        f"for folder in sys.argv[1:{len(folders) + 1}]:\n"
+        f"    twice = [build(Path(folder), tuple(sys.argv[{len(folders) + 1}:])) for _ in range(2)]\n"
+        "    assert twice[0].library.swat_forward; print(*(built.seconds for built in twice))"
     )
-    command = [sys.executable, "-c", program, str(folder), *QUICK]
+    command = [sys.executable, "-c", program, *map(str, folders), *QUICK]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_processes_that_start_together_build_once(tmp_path):
-    processes = [start(tmp_path) for _ in range(4)]
-    assert [p.wait() for p in processes] == [0] * 4
+def test_processes_that_start_together_build_once(tmp_path, compilations):
+    processes = [start(tmp_path) for _ in range(2)]
+    assert [p.wait() for p in processes] == [0] * 2
+    assert compilations.read_text() == "ran\n"
     assert len(list(tmp_path.glob("*.so"))) == 1
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.usefixtures("compilations")
 def test_a_folder_that_others_may_write_to_is_not_used(tmp_path):
     tmp_path.chmod(0o777)
     assert build(tmp_path, QUICK).library.swat_forward
@@ -312,7 +285,7 @@ except KeyboardInterrupt:
 
 
 def test_operators_pass_torchs_own_check():
-    case = Case(70, 16, 2, 8, 5, documents="padded", biased=True, fewer=3, batch=2)
+    case = swat_case(70, 16, 2, 8, 5, documents="padded", logit_bias="tensor", fewer=3, batch=2)
     q, k, v = (x.detach().requires_grad_() for x in case.tensors())
     options = case.options()
     slopes, bias = options["slopes"].requires_grad_(), options["logit_bias"]

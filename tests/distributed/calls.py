@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from cases import Case
+from cases import swat_case
 from ranks import text_of, traffic
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from swat_flex import flex_swat
 from swat_flex.distributed import attend, context_parallel_swat, exchange, local_shard, shard_lengths
 
-CASE = Case(60, 9, 2, 16, dtype="float64", biased=True)
+CASE = swat_case(60, 9, 2, 16, dtype="float64", logit_bias="tensor")
 swat = partial(context_parallel_swat, window=9)
 
 

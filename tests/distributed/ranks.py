@@ -9,6 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
+import programs
 import torch
 import torch.distributed as dist
 
@@ -19,10 +20,7 @@ def run(function, ranks, *arguments, timeout=60, seconds=300, may_die=False, fre
     A rank's exception comes back as its text, prefixed with its type; None stands for a rank that died (`may_die`).
     `fresh` ranks import everything under the environment of this moment.
     """
-    # A server imports torch once; the ranks are forked from it, before it has any threads.
-    context = multiprocessing.get_context("spawn" if fresh else "forkserver")
-    if not fresh:
-        context.set_forkserver_preload(["torch", "torch.distributed", "swat_flex.distributed"])
+    context = multiprocessing.get_context("spawn") if fresh else programs.forking()
     with tempfile.TemporaryDirectory() as directory:
         processes = [
             context.Process(target=_run, args=(function, rank, ranks, directory, timeout, may_die, arguments))

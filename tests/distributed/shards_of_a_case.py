@@ -5,18 +5,18 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from cases import Case
 from ranks import text_of, traffic
 
 from swat_flex.distributed import context_parallel_swat
 from swat_flex.testing.budget import with_gradients
+from swat_flex.testing.case import SwatCase
 
 
 @dataclass(frozen=True)
 class Sharded:
     """A case and the tokens of each rank. `ids`: documents that shards' borders cut, or those of the case."""
 
-    case: Case
+    case: SwatCase
     lengths: tuple[int, ...]
     backend: str = "auto"
     known: bool = False  # whether the ranks are told each other's lengths
@@ -25,7 +25,7 @@ class Sharded:
         """(q, k, v), the output's gradient and the options of one rank."""
         own = partial(torch.Tensor.narrow, start=sum(self.lengths[:rank]), length=self.lengths[rank])
         options = dict(self.case.options())
-        if "document_ids" in options:
+        if options["document_ids"] is not None:
             options["document_ids"] = own(options["document_ids"], -1)
         if self.known:
             options["lengths"] = self.lengths
@@ -37,14 +37,14 @@ class Sharded:
         inputs, grad, options = self.local(rank)
         swat = partial(context_parallel_swat, mesh=dist.group.WORLD, backend=self.backend)
         with traffic() as batches:
-            results = with_gradients(swat, inputs, self.case.resolved_window(), grad, **options)
+            results = with_gradients(swat, inputs, self.case.window, grad, **options)
         return results, batches
 
     def expected_halo(self, rank):
         """Keys of other ranks that one rank's queries see."""
         before, own = sum(self.lengths[:rank]), self.lengths[rank]
         after = sum(self.lengths) - before - own
-        window = self.case.resolved_window()
+        window = self.case.window
         if not isinstance(window, tuple):
             window = (None if window is None else window - 1, 0)
         left, right = (

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 from ranks import run
 from shards_of_a_case import Sharded, run_all, whole
 
@@ -18,7 +18,7 @@ EMPTY = {2: (0, 21), 3: (20, 0, 13), 4: (9, 0, 0, 30)}
 
 def cases(ranks):
     even, uneven, empty = EVEN[ranks], UNEVEN[ranks], EMPTY[ranks]
-    make = functools.partial(Case, head_dim=16, dtype="float64", biased=True)
+    make = functools.partial(swat_case, head_dim=16, dtype="float64", logit_bias="tensor")
     windows = [1, 2, 24, 25, 72, 73, None, (5, 3), (0, 4), (24, 24), (30, None), (None, 2), (None, None)]
     found = [Sharded(make(sum(even), window, seed=i), even) for i, window in enumerate(windows)]
     for i, window in enumerate([4, 24, "L+5", (6, 9), (2, 0), None]):
@@ -27,7 +27,7 @@ def cases(ranks):
     for i, (lengths, window) in enumerate([(even, 12), (even, 40), (uneven, 9), (uneven, (8, 4)), (even, None)]):
         for documents in ("packed", "padded"):
             found.append(Sharded(make(sum(lengths), window, 3, documents=documents, batch=2, seed=i), lengths))
-    for layout in ("transposed", "expanded", "sliced"):
+    for layout in ("transposed", "expanded heads", "sliced"):
         found.append(Sharded(make(sum(uneven), 9, 2, layout=layout), uneven))
     found.append(Sharded(make(sum(uneven), 17, documents="packed", activation="softmax"), uneven))
     found.append(Sharded(make(sum(even), (9, 3), activation="softmax"), even))
@@ -55,14 +55,14 @@ def test_shards_make_the_whole(ranks, index):
     sharded, of_ranks = CASES[ranks][index], results(ranks)[index]
     assert not any(isinstance(x, str) for x in of_ranks), of_ranks
     case = sharded.case
-    actual, exact = whole([found for found, _ in of_ranks]), case.exact()
+    actual, exact = whole([found for found, _ in of_ranks]), exact_of(case)
     assert actual.keys() == exact.keys()
     for name, expected in exact.items():
         if case.dtype == "float64":
             assert (actual[name] - expected).abs().max() <= 1e-12 * max(expected.abs().max(), 1), name
         elif expected.numel() >= ENOUGH:
             assert_within_budget(
-                actual[name], exact=expected, rough=case.rough()[name], name=name, window=case.resolved_window()
+                actual[name], exact=expected, rough=rough_of(case)[name], name=name, window=case.window
             )
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 from ranks import run
 from shards_of_a_case import Sharded, run_all, whole
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 LENGTHS = (40, 24)
 INTERPRETED = [
-    Sharded(Case(64, 20, 2, 16, dtype="float32", kv_heads=1, documents="packed"), LENGTHS, "triton"),
-    Sharded(Case(64, (30, 9), 1, 16, 24, dtype="float32", kv_heads=1, biased=True), LENGTHS, "triton"),
+    Sharded(swat_case(64, 20, 2, 16, dtype="float32", kv_heads=1, documents="packed"), LENGTHS, "triton"),
+    Sharded(swat_case(64, (30, 9), 1, 16, 24, dtype="float32", kv_heads=1, logit_bias="tensor"), LENGTHS, "triton"),
 ]
 
 
@@ -26,13 +26,13 @@ def test_triton_in_its_interpreter_is_within_budget(monkeypatch):
     for sharded, of_ranks in zip(INTERPRETED, zip(*run(run_all, 2, INTERPRETED, fresh=True), strict=True), strict=True):
         assert not any(isinstance(x, str) for x in of_ranks), of_ranks
         case = sharded.case
-        actual, exact, rough = whole([found for found, _ in of_ranks]), case.exact(), case.rough()
+        actual, exact, rough = whole([found for found, _ in of_ranks]), exact_of(case), rough_of(case)
         for name, expected in exact.items():
             if expected.numel() >= ENOUGH:
                 assert_within_budget(actual[name], exact=expected, rough=rough[name], name=name)
 
 
-COMPILED = Sharded(Case(256, 60, 2, 16, dtype="float32", documents="packed"), (96, 160))
+COMPILED = Sharded(swat_case(256, 60, 2, 16, dtype="float32", documents="packed"), (96, 160))
 
 
 def compiled(rank):

@@ -38,7 +38,7 @@ CASES = {
     ],
     "flex": [
         SwatCase(300, 140, kv_heads=2, **BIASED),
-        SwatCase(40, 3, kv_heads=2, logit_bias="number", bias=-12.0),
+        SwatCase(300, 3, kv_heads=2, logit_bias="number", bias=-12.0),  # of one program with the first
     ],
 }
 

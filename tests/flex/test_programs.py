@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
@@ -22,12 +23,13 @@ from swat_flex.testing.budget import assert_within_budget, exact_swat, rough_swa
 from swat_flex.window import Window
 
 LENGTHS = tuple(range(8, 258, 5))
+DIM = 64  # as in one of testing.strategies.FAMILIES, whose program tests/properties runs
 
 pytestmark = pytest.mark.xdist_group("flex")  # its tests share programs
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.randn(3, 1, 2, length, 8, dtype=dtype).unbind())
+    return tuple(torch.randn(3, 1, 2, length, DIM, dtype=dtype).unbind())
 
 
 @pytest.fixture
@@ -63,15 +65,20 @@ def test_fifty_lengths_in_a_callers_compile_make_two_graphs(compilations):
 
 @pytest.mark.parametrize("documents", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_shorter_last_batch_compiles_nothing(documents, compilations):
-    """One program for all batches of more than one, and nothing of that on the caller's tensors."""
+    """One program for all batches of more than one, and nothing of that on the caller's tensors.
+
+    With documents it is one of test_forward.py's.
+    """
+    first = None
     for batch in (4, 3, 7, 2):
-        q, k, v = torch.randn(3, batch, 2, 70, 8).unbind()
+        q, k, v = torch.randn(batch, 3, 70, 8), torch.randn(batch, 1, 70, 8), torch.randn(batch, 1, 70, 40)
         ids = torch.arange(70).expand(batch, -1) // torch.arange(20, 20 + batch)[:, None] if documents else None
         out = flex_swat(q, k, v, 33, document_ids=ids, backend="flex")
         exact, rough = (f(q, k, v, 33, document_ids=ids) for f in (exact_swat, rough_swat))
         assert_within_budget(out, exact=exact, rough=rough)
         assert not any(vars(x) for x in (q, k, v))
-    assert compilations() == 1
+        first = compilations() if first is None else first
+    assert compilations() == first <= 1
 
 
 @pytest.mark.slow
@@ -93,15 +100,14 @@ def test_a_compilation_is_told_at_a_terminal(terminal, monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", screen)
-    programs._compiled.cache_clear()
+    monkeypatch.setattr(programs, "_compiled", functools.lru_cache(programs._compiled.__wrapped__))
     for length in (60, 61):
         flex_swat(*qkv(length), 7, backend="flex")
-    programs._compiled.cache_clear()
     if not terminal:
         assert screen.getvalue() == ""
         return
     assert re.fullmatch(
-        r"swat_flex: compiling FlexAttention for up to 128 tokens, 2 heads of 8, float32 … \d+\.\d s\n",
+        r"swat_flex: compiling FlexAttention for up to 128 tokens, 2 heads of 64, float32 … \d+\.\d s\n",
         screen.getvalue(),
     )
 
@@ -173,14 +179,14 @@ def test_a_million_lengths_make_few_sizes(per_doubling, bound):
 def test_fake_tensors_are_not_computed():
     with torch._subclasses.FakeTensorMode():
         out = flex_swat(*qkv(70), 10, backend="flex")
-        assert out.shape == (1, 2, 70, 8)
+        assert out.shape == (1, 2, 70, DIM)
         assert type(out) is not Tensor
     assert torch.isfinite(flex_swat(*qkv(70), 10, backend="flex")).all()
 
 
 def test_the_operator_follows_the_rules_of_torch_library():
     q, k, v = qkv(60)
-    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, 8**-0.5, "sigmoid")
+    arguments = (q, k, v, torch.zeros(2), None, None, 9, 0, DIM**-0.5, "sigmoid")
     torch.library.opcheck(torch.ops.swat_flex.flex.default, arguments)
 
 
@@ -239,7 +245,7 @@ def test_modifiers_compose_with_a_mask_of_the_callers_own():
     block_mask = create_block_mask(and_masks(band_mask(30, 0), even), None, None, 100, 100, device="cpu")
     out, aux = flex_attention(q, k, v, log_sigmoid_score(slopes), block_mask, return_aux=AuxRequest(lse=True))
     i, j = torch.arange(100)[:, None], torch.arange(100)
-    logits = q @ k.mT * 8**-0.5 + slopes[:, None, None] * (i - j)
+    logits = q @ k.mT * DIM**-0.5 + slopes[:, None, None] * (i - j)
     visible = (i - j >= 0) & (i - j <= 30) & (j % 2 == 0)
     torch.testing.assert_close(sigmoid_sum(out, aux.lse), (logits.sigmoid() * visible) @ v)
 

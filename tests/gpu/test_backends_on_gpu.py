@@ -4,35 +4,25 @@ import dataclasses
 
 import pytest
 import torch
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 from within import assert_within
 
 from swat_flex import flex_swat
-from swat_flex.testing.budget import ENOUGH, with_gradients
+from swat_flex.testing.budget import ENOUGH
 
 pytestmark = pytest.mark.gpu
 
 CASES = [
-    Case(1, 1, 1, 64),
-    Case(129, 64, 3, 64, biased=True),
-    Case(1000, 200, 2, 128, documents="packed"),
-    Case(1025, None, 1, 64, layout="transposed", kv_heads=1),
-    Case(640, (100, 70), 1, 64, documents="padded", batch=2),
-    Case(513, (None, 4), 4, 40, 24, layout="sliced", kv_heads=1),
-    Case(700, 128, 8, 80, fewer=300, kv_heads=1, biased=True),
-    Case(300, 65, 1, 256, layout="expanded"),
-    Case(260, "L+5", 1, 8),
+    swat_case(1, 1, 1, 64),
+    swat_case(129, 64, 3, 64, logit_bias="tensor"),
+    swat_case(1000, 200, 2, 128, documents="packed"),
+    swat_case(1025, None, 1, 64, layout="transposed", kv_heads=1),
+    swat_case(640, (100, 70), 1, 64, documents="padded", batch=2),
+    swat_case(513, (None, 4), 4, 40, 24, layout="sliced", kv_heads=1),
+    swat_case(700, 128, 8, 80, fewer=300, kv_heads=1, logit_bias="tensor"),
+    swat_case(300, 65, 1, 256, layout="expanded heads"),
+    swat_case(260, "L+5", 1, 8),
 ]
-
-
-def on_gpu(case, backend):
-    """Output and gradients of a case computed on the GPU, on the CPU."""
-    options = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in case.options().items()}
-    inputs = tuple(x.cuda() for x in case.tensors())
-    results = with_gradients(
-        flex_swat, inputs, case.resolved_window(), case.gradient().cuda(), backend=backend, **options
-    )
-    return {name: x.cpu() for name, x in results.items()}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -42,10 +32,10 @@ def test_output_and_gradients_are_within_budget(case, backend, dtype):
     if backend == "flex" and dtype == "float16":
         pytest.skip("flex does not train in float16")
     case = dataclasses.replace(case, dtype=dtype)
-    actual, exact, rough = on_gpu(case, backend), case.exact(), case.rough()
+    actual, exact, rough = case.call(backend, "cuda"), exact_of(case), rough_of(case)
     for name in ("out", "dq", "dk", "dv"):
         if exact[name].numel() >= ENOUGH:
-            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window())
+            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.window)
     for name in exact.keys() & {"dslopes", "dlogit_bias"}:
         terms = exact["out"].numel() ** 0.5
         assert (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), terms) < 1e-2, name
@@ -53,8 +43,8 @@ def test_output_and_gradients_are_within_budget(case, backend, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_triton_repeats_to_the_bit(dtype):
-    case = Case(1500, 400, 4, 64, dtype=dtype, biased=True)
-    first, second = on_gpu(case, "triton"), on_gpu(case, "triton")
+    case = swat_case(1500, 400, 4, 64, dtype=dtype, logit_bias="tensor")
+    first, second = case.call("triton", "cuda"), case.call("triton", "cuda")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -136,11 +136,10 @@ def test_nothing_waits_for_the_device():
 def test_a_tuned_step_runs_its_winner(monkeypatch):
     from swat_flex.tuning.plan import jobs_of, plan
     from swat_flex.tuning.search import run_searches
-    from swat_flex.tuning.spec import Spec
 
     of = Problem.of_self_attention(8, 256, 64, torch.bfloat16, "cuda", 256)
-    spec = Spec(dataclasses.replace(of, kv_heads=2, q_len=1, needs_grad=False), "cuda:0", decode=True)
-    (outcome,) = run_searches(plan(jobs_of(spec, "auto", 15), 15), 15, lambda *_: None, lambda _: None).outcomes
+    jobs = jobs_of(dataclasses.replace(of, kv_heads=2, q_len=1, needs_grad=False), "auto", 15, decode=True)
+    (outcome,) = run_searches(plan(jobs, 15), 15, lambda *_: None, lambda _: None).outcomes
     assert outcome.saved
     launch, launched = decode_op._launch, []
     monkeypatch.setattr(decode_op, "_launch", lambda config, *rest: launched.append(config) or launch(config, *rest))

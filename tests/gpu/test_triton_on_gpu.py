@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 from torch.utils.checkpoint import checkpoint
 from within import assert_within
 
@@ -12,13 +12,6 @@ from swat_flex import flex_swat
 from swat_flex.testing.budget import ENOUGH, exact_swat, rough_swat, with_gradients
 
 pytestmark = pytest.mark.gpu
-
-
-def on_gpu(case):
-    options = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in case.options().items()}
-    inputs = tuple(x.cuda() for x in case.tensors())
-    window, grad = case.resolved_window(), case.gradient().cuda()
-    return {n: x.cpu() for n, x in with_gradients(flex_swat, inputs, window, grad, backend="triton", **options).items()}
 
 
 def with_fields(monkeypatch, **fields):
@@ -33,33 +26,33 @@ def with_fields(monkeypatch, **fields):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(1000, 200, 2, 64, dtype="bfloat16", biased=True),
-        Case(777, (100, 70), 1, 128, dtype="float16", layout="transposed", documents="packed"),
-        Case(513, None, 4, 80, 24, "bfloat16", documents="padded", batch=2, kv_heads=1),
-        Case(300, 65, 1, 64, dtype="bfloat16", layout="expanded", fewer=100),
-        Case(257, 64, 1, 256, dtype="float16"),
-        Case(1, 1, 1, 16, dtype="bfloat16"),
+        swat_case(1000, 200, 2, 64, dtype="bfloat16", logit_bias="tensor"),
+        swat_case(777, (100, 70), 1, 128, dtype="float16", layout="transposed", documents="packed"),
+        swat_case(513, None, 4, 80, 24, "bfloat16", documents="padded", batch=2, kv_heads=1),
+        swat_case(300, 65, 1, 64, dtype="bfloat16", layout="expanded heads", fewer=100),
+        swat_case(257, 64, 1, 256, dtype="float16"),
+        swat_case(1, 1, 1, 16, dtype="bfloat16"),
     ],
     ids=str,
 )
 def test_descriptors_and_specialised_warps_are_right(case, fields, monkeypatch):
-    exact, rough = case.exact(), case.rough()
+    exact, rough = exact_of(case), rough_of(case)
     with_fields(monkeypatch, **fields)
-    actual, again = on_gpu(case), on_gpu(case)
+    actual, again = case.call("triton", "cuda"), case.call("triton", "cuda")
     assert all(torch.equal(actual[name], again[name]) for name in actual)
     for name in ("out", "dq", "dk", "dv"):
         if exact[name].numel() >= ENOUGH:
-            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window())
+            assert_within(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.window)
 
 
 @pytest.mark.parametrize("pair", [None, "queries", "keys"])
 @pytest.mark.parametrize("group", [1, 2, 3])
 @pytest.mark.parametrize("window", [400, 384])  # the edges of the second fold into one tile
 def test_every_way_of_pairing_is_right(window, group, pair, monkeypatch):
-    case = Case(1000, window, group, 64, dtype="bfloat16", kv_heads=1, biased=True)
-    exact, rough = case.exact(), case.rough()
+    case = swat_case(1000, window, group, 64, dtype="bfloat16", kv_heads=1, logit_bias="tensor")
+    exact, rough = exact_of(case), rough_of(case)
     with_fields(monkeypatch, block_m=64, pair=pair)
-    actual = on_gpu(case)
+    actual = case.call("triton", "cuda")
     assert_within(actual["out"], exact=exact["out"], rough=rough["out"], name="out", window=window)
 
 

@@ -127,7 +127,12 @@ def test_a_cache_of_another_model_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "kind", "padded"),
-    [("swat", "ring", True), ("swat", "static", True), ("Mistral", "ring", False), ("Mistral", "static", True)],
+    [
+        ("swat", "ring", True),
+        ("Mistral", "static", True),
+        pytest.param("swat", "static", True, marks=pytest.mark.slow),
+        pytest.param("Mistral", "ring", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_compiled_step_stays_two_programs(name, kind, padded):
     """Through generate's own preparation; 1 program with the lengths as numbers, 1 with them as symbols."""

@@ -140,7 +140,14 @@ def test_a_cast_model_keeps_its_slopes_exact():
     assert model(text(1, 12)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("options", [{}, OURS, RICH], ids=["recipe", "nothing learnt", "rich"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="recipe"),
+        pytest.param(OURS, id="nothing learnt", marks=pytest.mark.slow),
+        pytest.param(RICH, id="rich"),
+    ],
+)
 def test_gradient_checkpointing_and_compile_change_no_gradient(options):
     model, tokens = model_of(**options), text(2, 21)
     targets, ids = text(2, 21), torch.arange(21) // 8

@@ -161,7 +161,8 @@ def test_tensor_memory_accelerators_load_where_a_configuration_asks_for_them(low
 INTERPRETED = ("sigmoid", "softmax", "documents", "batches", "contiguous", "rows_safe", "prescale")
 
 
-@pytest.mark.parametrize(("capability", "name"), each([(90, name) for name in INTERPRETED]))
+@pytest.mark.slow  # executed as machine code in every run: see below
+@pytest.mark.parametrize(("capability", "name"), [(90, name) for name in INTERPRETED])
 def test_generated_kernels_compute_the_definition(lowered, capability, name):
     """Forward and every gradient, executed in the Triton interpreter at a length that is no multiple of a tile.
 

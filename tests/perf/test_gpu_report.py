@@ -54,8 +54,17 @@ def stub(step: Step, ending: str) -> Step:
     return replace(step, words=words, seconds=1.0 if ending == "hang" else 1000.0, least=0.0)
 
 
+def places():
+    """Every step at night; in every run the first and last of all, of the tests and of the races."""
+    names = [step.name for step in plan()]
+    kinds = [[i for i, name in enumerate(names) if name.startswith(kind)] for kind in ("", "tests", "race")]
+    sample = {i for kind in kinds for i in (kind[0], kind[-1])}
+    for i, name in enumerate(names):
+        yield pytest.param(i, id=name, marks=() if i in sample else pytest.mark.slow)
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("at", range(len(plan())), ids=[step.name for step in plan()])
+@pytest.mark.parametrize("at", places())
 def test_a_step_that_ends_badly_costs_itself_alone(tmp_path, at, ending):
     """`hang` is cut after its share of what is left: a second, of the stubs' thousands."""
     steps = [stub(step, ending if i == at else "end") for i, step in enumerate(plan())]

@@ -88,7 +88,13 @@ def sees_exactly_its_window(peer, case, device):
         assert rows_that_see(peer, case, key, device) == window.sees(i - key).nonzero().flatten().tolist(), f"key {key}"
 
 
-@pytest.mark.parametrize("peer", ATTENTION, ids=lambda peer: peer.name)
+COMPILED = ("swat flex", "FlexAttention softmax")  # for seconds
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [pytest.param(peer, marks=pytest.mark.slow if peer.name in COMPILED else (), id=peer.name) for peer in ATTENTION],
+)
 def test_an_adapter_sees_exactly_window_keys(peer):
     case = case_for(peer, TINY, CPU)
     sees_exactly_its_window(peer, case, CPU)

@@ -19,12 +19,16 @@ def test_banded(law):
     holds()
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_flex(law):
-    """Two programs: without documents and, for the laws that need them, with."""
-    needs_documents = law.__name__ in ("shift", "packing", "silent_padding")
+WITHOUT_DOCUMENTS = [law for law in LAWS if law.__name__ not in ("shift", "packing", "silent_padding")]
+FLEX = [(law, 1) for law in LAWS] + [pytest.param(law, 2, marks=pytest.mark.slow) for law in WITHOUT_DOCUMENTS]
 
-    @given(case=cases_for("flex", family=1 if needs_documents else 2).filter(lambda case: case.length <= 80))
+
+@pytest.mark.xdist_group("flex")
+@pytest.mark.parametrize(("law", "family"), FLEX)
+def test_flex(law, family):
+    """A program of its own for each family, the first one with documents."""
+
+    @given(case=cases_for("flex", family=family).filter(lambda case: case.length <= 80))
     def holds(case):
         law(case, "flex")
 

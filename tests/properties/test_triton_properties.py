@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_laws_in_the_interpreter(pytestconfig):
     """In a process of its own: Triton decides at import whether it compiles or interprets."""

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import DTYPES, Case
+from cases import exact_of, rough_of, swat_case
 
-from swat_flex import flex_swat, naive_swat
+from swat_flex import naive_swat
 from swat_flex.testing.budget import (
     assert_within_budget,
     exact_results,
@@ -14,7 +14,7 @@ from swat_flex.testing.budget import (
     with_gradients,
 )
 
-CASE = Case(length=200, window=64, group=2, head_dim=32)
+CASE = swat_case(length=200, window=64, group=2, head_dim=32)
 
 
 FAULTS = {
@@ -37,13 +37,13 @@ PLANTED = [(fault, "float32") for fault in FAULTS] + [
 
 @pytest.mark.parametrize(("fault", "dtype"), PLANTED)
 def test_the_rule_catches_a_planted_fault(fault, dtype):
-    case = Case(length=200, window=64, group=2, head_dim=32, dtype=dtype)
+    case = swat_case(length=200, window=64, group=2, head_dim=32, dtype=dtype)
     options = case.options()
     for name, change in FAULTS[fault].items():
         options[name] = change(options[name]) if callable(change) else change
     window = options.pop("window", case.window)
-    actual = naive_swat(*(x.float() for x in case.tensors()), window, **options).to(DTYPES[dtype])
-    exact, rough = case.exact()["out"], case.rough()["out"]
+    actual = naive_swat(*(x.float() for x in case.tensors()), window, **options).to(case.torch_dtype)
+    exact, rough = exact_of(case)["out"], rough_of(case)["out"]
     assert not measure(actual, exact, rough).holds
     with pytest.raises(AssertionError, match="worst element"):
         assert_within_budget(actual, exact=exact, rough=rough)
@@ -51,16 +51,16 @@ def test_the_rule_catches_a_planted_fault(fault, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_single_rounding_of_the_exact_result_is_within_budget(dtype):
-    case = Case(length=200, window=64, group=2, head_dim=32, dtype=dtype)
-    exact, rough = case.exact(), case.rough()
+    case = swat_case(length=200, window=64, group=2, head_dim=32, dtype=dtype)
+    exact, rough = exact_of(case), rough_of(case)
     for name, x in exact.items():
         low = torch.float32 if name.startswith(("dslopes", "dlogit")) else rough[name].dtype
         assert measure(x.to(low), x, rough[name], name=name).holds
 
 
 def test_one_wrong_element_is_found_and_named():
-    exact, rough = CASE.exact(), CASE.rough()
-    actual = CASE.run(flex_swat)["out"]
+    exact, rough = exact_of(CASE), rough_of(CASE)
+    actual = CASE.call("auto")["out"]
     actual[0, 3, 123, 17] += 0.01
     budget = measure(actual, exact["out"], rough["out"], window=64)
     assert not budget.holds
@@ -72,8 +72,8 @@ def test_one_wrong_element_is_found_and_named():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_breaks_the_rule(value):
-    exact, rough = CASE.exact(), CASE.rough()
-    actual = CASE.run(flex_swat)["out"]
+    exact, rough = exact_of(CASE), rough_of(CASE)
+    actual = CASE.call("auto")["out"]
     actual[0, 0, 5, 5] = value
     budget = measure(actual, exact["out"], rough["out"])
     assert not budget.holds

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 
 from swat_flex import naive_swat, reference, validation
 from swat_flex.testing.budget import measure
@@ -10,7 +10,7 @@ from swat_flex.testing.check import hold
 from swat_flex.testing.hardware import ULPS, allowed_use
 from swat_flex.testing.truth import Arithmetic, truth_of
 
-CASES = [Case(300, 64, head_dim=64), Case(700, None, head_dim=64), Case(1500, None, head_dim=16, kv_heads=1)]
+CASES = [swat_case(300, 64), swat_case(700, None), swat_case(1500, None, head_dim=16, kv_heads=1)]
 
 
 def by_special_functions(x, seen, activation):
@@ -28,8 +28,8 @@ def in_tf32(x):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_special_functions_stay_within_what_a_gpu_is_allowed_and_tf32_does_not(case, monkeypatch):
     q, k, v = case.tensors()
-    window, options = case.resolved_window(), case.options()
-    exact, rough = case.exact()["out"], case.rough()["out"]
+    window, options = case.window, case.options()
+    exact, rough = exact_of(case)["out"], rough_of(case)["out"]
     tf32 = measure(naive_swat(in_tf32(q), in_tf32(k), v, window, **options), exact, rough)
     monkeypatch.setattr(reference, "weights", by_special_functions)
     hardware = measure(naive_swat(q, k, v, window, **options), exact, rough)
@@ -41,7 +41,7 @@ def test_special_functions_stay_within_what_a_gpu_is_allowed_and_tf32_does_not(c
 def test_the_fuzzs_rule_agrees(case, monkeypatch):
     """It starts from the same units in the last place."""
     q, k, v = case.tensors()
-    window, options = case.resolved_window(), case.options()
+    window, options = case.window, case.options()
     operands = validation.resolve(q, k, v, window, options["slopes"], None, None, None, "sigmoid", "triton")
     truth = truth_of(operands, None, Arithmetic.of("triton", "cuda", torch.float32))
     with pytest.raises(AssertionError, match="element"):

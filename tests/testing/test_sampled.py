@@ -9,7 +9,7 @@ import torch
 
 from swat_flex.problem import Problem
 from swat_flex.testing.sampled import PAIRS, SampledReference, samples
-from swat_flex.tuning.spec import Inputs, Spec
+from swat_flex.tuning.inputs import Inputs
 from swat_flex.tuning.tasks import _call
 
 
@@ -39,7 +39,7 @@ def answers(inputs, grad):
 
 @pytest.mark.parametrize("of", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_right_results_pass(of):
-    inputs = Inputs(Spec(of, "cpu"))
+    inputs = Inputs(of)
     truth = SampledReference(inputs.operands, inputs.grad)
     assert truth.complaint(answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())) is None
 
@@ -47,7 +47,7 @@ def test_right_results_pass(of):
 @pytest.mark.parametrize("name", ["out", "dq", "dk", "dv"])
 @pytest.mark.parametrize("of", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[6]], ids=(0, 1, 6))
 def test_a_small_error_is_refused(of, name):
-    inputs = Inputs(Spec(of, "cpu"))
+    inputs = Inputs(of)
     truth = SampledReference(inputs.operands, inputs.grad)
     results, sampled = answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())
     results[name] = results[name] * 1.0001
@@ -58,14 +58,14 @@ def test_a_small_error_is_refused(of, name):
 
 
 def test_nan_anywhere_is_refused():
-    inputs = Inputs(Spec(PROBLEMS[0], "cpu"))
+    inputs = Inputs(PROBLEMS[0])
     results = answers(inputs, inputs.grad)
     results["out"][0, 1, 200, 3] = float("nan")  # in no sample
     assert "finite" in SampledReference(inputs.operands, inputs.grad).complaint(results, results)
 
 
 def test_a_gradient_where_none_belongs_is_refused():
-    inputs = Inputs(Spec(dataclasses.replace(PROBLEMS[0], kv_len=3000, q_len=3000), "cpu"))
+    inputs = Inputs(dataclasses.replace(PROBLEMS[0], kv_len=3000, q_len=3000))
     truth = SampledReference(inputs.operands, inputs.grad)
     results, sampled = answers(inputs, inputs.grad), answers(inputs, truth.sampled_gradient())
     sampled["dk"][0, 0, 1000, 0] += 1e-6

@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from cases import Case
+from cases import exact_of, rough_of, swat_case
 from pairwise import pairwise
 from sampling import sampled
 
@@ -28,10 +28,10 @@ FACTORS = {
     "head_dim": [1, 16, 40, 64],
     "value_dim": [None, 24],
     "dtype": ["float32", "float16"],
-    "layout": ["contiguous", "transposed", "expanded", "sliced"],
+    "layout": ["contiguous", "transposed", "expanded heads", "sliced"],
     "documents": ["none", "packed", "padded"],
     "queries": ["all", "half"],
-    "biased": [False, True],
+    "logit_bias": ["none", "tensor"],
     "batch": [1, 2],
 }
 
@@ -39,17 +39,17 @@ FACTORS = {
 def case_of(row, seed):
     queries = row.pop("queries")
     fewer = row["length"] // 2 if queries == "half" else 0
-    return Case(**row, kv_heads=1, fewer=fewer, seed=seed)
+    return swat_case(**row, kv_heads=1, fewer=fewer, seed=seed)
 
 
 CASES = [case_of(row, seed) for seed, row in enumerate(pairwise(FACTORS, lambda row: True))]
 # Long enough for tiles that every row sees whole, in each kernel's own block sizes.
 LONG = [
-    Case(300, 180, 2, 16, dtype="float16", kv_heads=1, biased=True),
-    Case(300, (100, 70), 1, 16, dtype="float16", kv_heads=1),
-    Case(260, None, 1, 40, dtype="float16", kv_heads=1, documents="packed"),
-    Case(200, 150, 2, 16, dtype="float32", kv_heads=1, fewer=30, biased=True),
-    Case(140, (90, None), 1, 16, 24, "float32", kv_heads=1),
+    swat_case(300, 180, 2, 16, dtype="float16", kv_heads=1, logit_bias="tensor"),
+    swat_case(300, (100, 70), 1, 16, dtype="float16", kv_heads=1),
+    swat_case(260, None, 1, 40, dtype="float16", kv_heads=1, documents="packed"),
+    swat_case(200, 150, 2, 16, dtype="float32", kv_heads=1, fewer=30, logit_bias="tensor"),
+    swat_case(140, (90, None), 1, 16, 24, "float32", kv_heads=1),
 ]
 
 
@@ -69,20 +69,18 @@ def poisoned_buffers(monkeypatch):
 
 
 def check(case):
-    actual, exact, rough = case.run(flex_swat, backend="triton"), case.exact(), case.rough()
+    actual, exact, rough = case.call("triton"), exact_of(case), rough_of(case)
     assert case.in_range(exact)
     for name in ("out", "dq", "dk", "dv"):
-        if exact[name].numel() >= ENOUGH:
-            assert_within_budget(
-                actual[name], exact=exact[name], rough=rough[name], name=name, window=case.resolved_window()
-            )
+        if exact[name].count_nonzero() >= ENOUGH:  # of hidden rows nothing is left to chance
+            assert_within_budget(actual[name], exact=exact[name], rough=rough[name], name=name, window=case.window)
     for name, expected in exact.items():  # the per-head sums, and tensors too small for a comparison of chances
         terms = exact["out"].numel() if name in ("dslopes", "dlogit_bias") else 1  # that may cancel in the sum
         error = (actual[name].double() - expected).norm() / max(expected.norm(), terms**0.5)
         assert error < (2e-5 if case.dtype == "float32" else 1e-2), name
 
 
-@pytest.mark.parametrize("case", [*sampled(CASES, 16), *sampled(LONG, 4)])
+@pytest.mark.parametrize("case", [*sampled(CASES, 32), *sampled(LONG, 5)])
 def test_output_and_gradients_are_within_budget(case):
     check(case)
 
@@ -93,7 +91,7 @@ def test_output_and_gradients_are_within_budget(case):
 )
 def test_every_width_of_head_is_padded_right(head_dim, value_dim):
     dtype = "float16" if (head_dim + value_dim) % 2 else "float32"
-    check(Case(37, 20, 1, head_dim, value_dim, dtype, kv_heads=1, seed=head_dim))
+    check(swat_case(37, 20, 1, head_dim, value_dim, dtype, kv_heads=1, seed=head_dim))
 
 
 @pytest.mark.parametrize(
@@ -103,11 +101,11 @@ def test_every_width_of_head_is_padded_right(head_dim, value_dim):
     "case",
     sampled(
         [
-            Case(129, (20, 70), 1, 40, dtype="float16", kv_heads=1, fewer=30),
-            Case(67, 20, 2, 16, 24, kv_heads=1, batch=2, biased=True),
-            Case(70, 33, 1, 16, layout="expanded", documents="padded"),
-            Case(33, 5, 1, 8, layout="sliced", kv_heads=1),
-            Case(100, None, 3, 20, 16, "float16", "transposed", "packed", kv_heads=1),
+            swat_case(129, (20, 70), 1, 40, dtype="float16", kv_heads=1, fewer=30),
+            swat_case(67, 20, 2, 16, 24, kv_heads=1, batch=2, logit_bias="tensor"),
+            swat_case(70, 33, 1, 16, layout="expanded heads", documents="padded"),
+            swat_case(33, 5, 1, 8, layout="sliced", kv_heads=1),
+            swat_case(100, None, 3, 20, 16, "float16", "transposed", documents="packed", kv_heads=1),
         ],
         3,
     ),
@@ -123,10 +121,10 @@ def test_descriptors_read_what_pointers_read(case, config, monkeypatch):
 
     monkeypatch.setattr(launch, "described", spy)
     monkeypatch.setattr(op, "configurations", lambda *_: (dataclasses.replace(config, descriptors=False),) * 2)
-    plain = case.run(flex_swat, backend="triton")
+    plain = case.call("triton")
     assert not described
     monkeypatch.setattr(op, "configurations", lambda *_: (config,) * 2)
-    by_descriptor = case.run(flex_swat, backend="triton")
+    by_descriptor = case.call("triton")
     assert described
     assert all(torch.equal(plain[name], by_descriptor[name]) for name in plain)
     check(case)
@@ -166,15 +164,15 @@ def test_offsets_beyond_two_to_the_31_elements_are_reached(strides):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(150, 90, 2, 16, kv_heads=1, dtype="float16", biased=True),  # two heads of a key head
-        Case(150, 90, 1, 16, 24, kv_heads=1, fewer=30),  # rows, the last program's second half all beyond the end
-        pytest.param(Case(97, 60, 1, 16, dtype="float16"), marks=pytest.mark.slow),
+        swat_case(150, 90, 2, 16, kv_heads=1, dtype="float16", logit_bias="tensor"),  # two heads of a key head
+        swat_case(150, 90, 1, 16, 24, kv_heads=1, fewer=30),  # rows, the last program's second half all beyond the end
+        pytest.param(swat_case(97, 60, 1, 16, dtype="float16"), marks=pytest.mark.slow),
         pytest.param(
-            Case(150, (50, 40), 2, 16, dtype="float16", kv_heads=1, documents="padded"), marks=pytest.mark.slow
+            swat_case(150, (50, 40), 2, 16, dtype="float16", kv_heads=1, documents="padded"), marks=pytest.mark.slow
         ),
-        pytest.param(Case(150, 90, 2, 16, kv_heads=2, batch=2, biased=True), marks=pytest.mark.slow),
-        pytest.param(Case(133, None, 1, 16, documents="packed"), marks=pytest.mark.slow),
-        pytest.param(Case(150, 5, 2, 16, kv_heads=1), marks=pytest.mark.slow),  # no interior
+        pytest.param(swat_case(150, 90, 2, 16, kv_heads=2, batch=2, logit_bias="tensor"), marks=pytest.mark.slow),
+        pytest.param(swat_case(133, None, 1, 16, documents="packed"), marks=pytest.mark.slow),
+        pytest.param(swat_case(150, 5, 2, 16, kv_heads=1), marks=pytest.mark.slow),  # no interior
     ],
     ids=str,
 )
@@ -185,13 +183,13 @@ def test_every_way_of_pairing_computes_the_same(case, pair):
 
 # Windows of whole tiles, whose edges fold into one.
 FOLDED = [
-    Case(200, 96, 2, 16, kv_heads=1, biased=True),
-    Case(150, 32, 2, 16, 24, "float16", kv_heads=1),  # no interior
-    Case(200, 96, 2, 16, dtype="float16", kv_heads=2, batch=2, fewer=41),
-    Case(200, (40, 23), 2, 16, dtype="float16", kv_heads=1),
-    Case(170, (0, 63), 1, 40, kv_heads=1, layout="transposed"),
-    Case(200, (95, 0), 3, 16, dtype="float16", kv_heads=1, documents="packed"),  # which do not fold
-    Case(200, 65, 2, 16, dtype="float16", kv_heads=1),  # nor does this
+    swat_case(200, 96, 2, 16, kv_heads=1, logit_bias="tensor"),
+    swat_case(150, 32, 2, 16, 24, "float16", kv_heads=1),  # no interior
+    swat_case(200, 96, 2, 16, dtype="float16", kv_heads=2, batch=2, fewer=41),
+    swat_case(200, (40, 23), 2, 16, dtype="float16", kv_heads=1),
+    swat_case(170, (0, 63), 1, 40, kv_heads=1, layout="transposed"),
+    swat_case(200, (95, 0), 3, 16, dtype="float16", kv_heads=1, documents="packed"),  # which do not fold
+    swat_case(200, 65, 2, 16, dtype="float16", kv_heads=1),  # nor does this
 ]
 
 
@@ -204,15 +202,15 @@ def test_the_windows_edges_fold_into_one_tile(case, pair, descriptors):
 
 
 def test_keys_that_nobody_sees_get_gradients_of_zero():
-    case = Case(100, 8, 2, 16, fewer=80, kv_heads=1)
-    results = case.run(flex_swat, backend="triton")
+    case = swat_case(100, 8, 2, 16, fewer=80, kv_heads=1)
+    results = case.call("triton")
     assert torch.equal(results["dk"][:, :, :70], torch.zeros(1, 1, 70, 16))
     assert torch.equal(results["dv"][:, :, :70], torch.zeros(1, 1, 70, 16))
 
 
 def test_two_runs_are_equal_to_the_bit():
-    case = Case(100, 40, 2, 16, kv_heads=1, dtype="float16", biased=True)
-    first, second = case.run(flex_swat, backend="triton"), case.run(flex_swat, backend="triton")
+    case = swat_case(100, 40, 2, 16, kv_heads=1, dtype="float16", logit_bias="tensor")
+    first, second = case.call("triton"), case.call("triton")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -241,7 +239,7 @@ def test_the_tail_of_the_sigmoid_is_exact(logit, dtype):
 @pytest.mark.parametrize("size", [2.0**-10, 1.0, 2.0**10])
 def test_float16_gradients_neither_overflow_nor_vanish_inside(size):
     """dw·w(1 − w) leaves float16's range at both ends; dq, dk are what it would round to 0 or infinity."""
-    case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
+    case = swat_case(70, 30, 1, 16, dtype="float16", kv_heads=1)
     q, k, v = case.tensors()
     grad, bias = (case.gradient().float() * size).half(), -9.0
     leaves = [x.detach().requires_grad_() for x in (q / 8, k / 8, v)]
@@ -286,7 +284,7 @@ def launched(monkeypatch):
 
 
 def test_a_device_short_of_shared_memory_gets_smaller_tiles(launched):
-    case = Case(70, 30, 1, 16, dtype="float16", kv_heads=1)
+    case = swat_case(70, 30, 1, 16, dtype="float16", kv_heads=1)
     q, k, v = case.tensors()
     out = flex_swat(q, k, v, 30, backend="triton")
     assert launched == [(64, 64), (32, 32)]
@@ -297,7 +295,7 @@ def test_a_configuration_in_force_runs_or_fails(launched):
     """Else a tuner would time the default in the name of what the device has no room for."""
     from triton.runtime.errors import OutOfResources
 
-    q, k, v = Case(70, 30, 1, 16, dtype="float16", kv_heads=1).tensors()
+    q, k, v = swat_case(70, 30, 1, 16, dtype="float16", kv_heads=1).tensors()
     with tuned.using({"triton.forward": TritonConfig(64, 16, 4, 1)}), pytest.raises(OutOfResources):
         flex_swat(q, k, v, 30, backend="triton")
     with tuned.using({"triton.forward": TritonConfig(16, 32, 4, 1)}):
@@ -307,17 +305,17 @@ def test_a_configuration_in_force_runs_or_fails(launched):
 
 
 def test_other_tiles_compute_the_same():
-    case = Case(150, (60, 3), 2, 16, dtype="float32", kv_heads=1, biased=True)
-    config, exact = TritonConfig(16, 64, 4, 1), case.exact()
+    case = swat_case(90, (60, 3), 2, 16, dtype="float32", kv_heads=1, logit_bias="tensor")
+    config, exact = TritonConfig(16, 64, 4, 1), exact_of(case)
     with tuned.using({f"triton.{name}": config for name in ("forward", "query_gradient", "key_gradients")}):
-        actual = case.run(flex_swat, backend="triton")
+        actual = case.call("triton")
     for name in exact:
         error = (actual[name].double() - exact[name]).norm() / max(exact[name].norm(), 1.0)
         assert error < 2e-5, name
 
 
 def test_operators_pass_torchs_own_check():
-    case = Case(40, 16, 2, 16, documents="padded", biased=True, kv_heads=1)
+    case = swat_case(17, 16, 1, 16, documents="padded", logit_bias="tensor", kv_heads=1)
     q, k, v = (x.detach().requires_grad_() for x in case.tensors())
     options = case.options()
     rest = (options["slopes"].requires_grad_(), options["logit_bias"], options["document_ids"], 15, 0, 0.3, "sigmoid")
@@ -327,7 +325,7 @@ def test_operators_pass_torchs_own_check():
 
 
 def test_it_compiles_inside_a_users_graph():
-    case = Case(40, 16, 2, 16, kv_heads=1)
+    case = swat_case(40, 16, 2, 16, kv_heads=1)
     q, k, v = case.tensors()
 
     def call(q, k, v):

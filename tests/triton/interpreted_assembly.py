@@ -9,7 +9,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from cases import Case
 from interpreted import CASES, FOLDED, LONG, check
 from ptx import elementwise, in_threads, in_tile
 from sampling import sampled
@@ -17,6 +16,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from swat_flex import flex_swat, tuned
 from swat_flex.backends.triton import TritonConfig, launch, sigmoid
+from swat_flex.testing.case import SwatCase
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_numerics.py"
 
@@ -70,20 +70,20 @@ def test_output_and_gradients_are_within_budget(case):
     check(case)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sloped(Case):
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sloped(SwatCase):
     """Every head with one slope, and logits of a size that undoes a slope's."""
 
     slope: float = 0.0
 
     def options(self):
-        return {"slopes": torch.full((self.group * self.kv_heads,), self.slope), "scale": 2.0}
+        return {"slopes": torch.full((self.q_heads,), self.slope), "scale": 2.0}
 
 
 @pytest.mark.parametrize("slope", sampled([-4.2, -5.0, -4.1, -1.0, 0.0, 1.0, 4.1, 4.2, 5.0], 9))
 def test_slopes_of_any_steepness_are_within_budget(slope, small_tiles, assembled):
     """The steepest take the way that shares nothing, throughout."""
-    case = Sloped(170, 140, 2, 16, dtype="float16", kv_heads=1, slope=slope)
+    case = Sloped(170, 140, group=2, head_dim=16, value_dim=16, dtype="float16", slope=slope)
     check(case)
     assert (assembled[8] > 0) == (abs(slope) * 1.4427 * 16 < 96)
 

@@ -16,7 +16,6 @@ from swat_flex.backends.triton import decode_op
 from swat_flex.backends.triton.config import DecodeConfig
 from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of
-from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import SwatTask
 
 TUNED = DecodeConfig(16, 2, 2, 2)
@@ -91,8 +90,7 @@ def test_a_configuration_in_force_fails_and_is_not_replaced(monkeypatch):
 def test_tuning_accepts_right_steps_and_refuses_wrong_ones(changes, monkeypatch):
     of = Problem.of_self_attention(4, 70, 16, torch.float32, "cpu", 70)
     given = {"kv_heads": 2, "q_len": 1, "has_logit_bias": True, "needs_grad": False}
-    spec = Spec(dataclasses.replace(of, **given | changes), "cpu", decode=True)
-    (job,) = jobs_of(spec, "auto", 10)
+    (job,) = jobs_of(dataclasses.replace(of, **given | changes), "auto", 10, decode=True)
     task, launch = SwatTask(job), decode_op._launch
     for config in (DecodeConfig(32, 4, 1), DecodeConfig(16, 4, 1, 4)):
         assert task.check(task.prepare(config)()) is None

@@ -145,9 +145,7 @@ def defaults():
         ("forward", "sm_100", 64, BF16),
         ("key_gradients", "sm_80", 128, BF16),
         ("query_gradient", "sm_120", 256, BF16),
-        ("key_gradients", "sm_86", 128, BF16),
         ("key_gradients", "gfx942", 64, BF16),
-        ("forward", "sm_80", 256, FP16),
         ("key_gradients", "sm_86", 256, FP32),
     }
     targets = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")

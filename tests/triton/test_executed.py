@@ -26,8 +26,13 @@ def hold(call, target):
     return {name: launched.execution for name, launched in launches.items()}
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("target", "head_dim"),
+    [("sm_80", 64), ("sm_90", 128), pytest.param("sm_80", 128, marks=SLOW), pytest.param("sm_90", 64, marks=SLOW)],
+)
 def test_defaults_compute_the_definition_and_run_every_instruction(target, head_dim):
     first, second = (hold(Call(head_dim=head_dim, **sizes), target) for sizes in (FOLDED, INTERIOR))
     for kernel in first:
@@ -56,7 +61,7 @@ OPTIONS = {
 }
 
 
-AT_NIGHT = ("D = 80, as many key heads", "hardware tanh")
+AT_NIGHT = ("float16", "D = 80, as many key heads", "D = 40, causal", "hardware tanh")
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow if x in AT_NIGHT else ()) for x in OPTIONS])

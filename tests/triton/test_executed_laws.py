@@ -34,7 +34,7 @@ def assert_unchanged(found, before, rows, names):
         assert same.all(), f"{name}: rows {(~same).nonzero().flatten().tolist()[:20]}"
 
 
-@pytest.mark.parametrize(("target", "head_dim", "value"), every(SAMPLE, REST))
+@pytest.mark.parametrize(("target", "head_dim", "value"), every(SAMPLE[:1], [SAMPLE[1], *REST]))
 def test_a_key_changes_only_the_rows_that_see_it(target, head_dim, value):
     """And of the gradients of keys only its own. A key that is not finite may reach dq of rows that share its tile."""
     call = wide(head_dim)

@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import DTYPES, Case
+from cases import swat_case
 from sampling import sampled
 
 pytest.importorskip("triton")
@@ -67,21 +67,21 @@ def both_directions(case):
     options = case.options()
     q, k, v = case.tensors()
     vectors = (options["slopes"], options.get("logit_bias"), options.get("document_ids"))
-    operands = Operands(q, k, v, *vectors, Window.of(case.resolved_window()), 0.125, "sigmoid")
+    operands = Operands(q, k, v, *vectors, Window.of(case.window), 0.125, "sigmoid")
 
     def call():
         op._forward(operands)
-        op._backward(case.gradient(), operands, case.biased)
+        op._backward(case.gradient(), operands, case.logit_bias != "none")
 
     return call
 
 
 CASES = [
-    Case(130, (20, None), 3, 40, 24, "bfloat16", layout="sliced", documents="packed", biased=True),
-    Case(1, 1, 1, 1, dtype="bfloat16", kv_heads=1),
-    Case(129, 64, 1, 64, dtype="bfloat16", kv_heads=1, layout="expanded"),
-    Case(96, None, 4, 128, dtype="float16", layout="transposed", documents="padded", batch=2, fewer=40),
-    Case(33, 5, 2, 16, 40, dtype="float32", biased=True),
+    swat_case(130, (20, None), 3, 40, 24, "bfloat16", layout="sliced", documents="packed", logit_bias="tensor"),
+    swat_case(1, 1, 1, 1, dtype="bfloat16", kv_heads=1),
+    swat_case(129, 64, 1, 64, dtype="bfloat16", kv_heads=1, layout="expanded heads"),
+    swat_case(96, None, 4, 128, dtype="float16", layout="transposed", documents="padded", batch=2, fewer=40),
+    swat_case(33, 5, 2, 16, 40, dtype="float32", logit_bias="tensor"),
 ]
 
 
@@ -95,9 +95,9 @@ def test_the_arguments_of_a_call_compile(case, compiled):
 
 @pytest.mark.parametrize("fields", [{}, {"descriptors": True, "stages": 1}], ids=str)
 @pytest.mark.parametrize("case", [
-    Case(144, 64, 1, 16, dtype="float16", kv_heads=16, documents="padded", biased=True),
-    Case(129, 64, 3, 64, dtype="bfloat16", kv_heads=1, documents="padded"),
-    Case(33, 5, 1, 40, 16, dtype="float32", kv_heads=1, biased=True),
+    swat_case(144, 64, 1, 16, dtype="float16", kv_heads=16, documents="anyhow", logit_bias="tensor"),
+    swat_case(129, 64, 3, 64, dtype="bfloat16", kv_heads=1, documents="anyhow"),
+    swat_case(33, 5, 1, 40, 16, dtype="float32", kv_heads=1, logit_bias="tensor"),
 ], ids=str)  # fmt: skip
 def test_offline_compilation_is_what_a_launch_compiles(case, fields, compiled, monkeypatch):
     """The numbers' divisibility included; else a tuner would compile its candidates twice. Nothing is compiled here."""
@@ -118,13 +118,12 @@ def test_offline_compilation_is_what_a_launch_compiles(case, fields, compiled, m
             room, "configurations", lambda *a: tuple(dataclasses.replace(c, **fields) for c in default(*a))
         )
     compiled(both_directions(case))
-    made = Problem.of_self_attention(
-        case.group * case.kv_heads, case.length, case.head_dim, DTYPES[case.dtype], "cuda", case.window
-    )
-    changes = {"kv_heads": case.kv_heads, "value_dim": case.value_dim or case.head_dim, "has_logit_bias": case.biased}
+    biased = case.logit_bias != "none"
+    made = Problem.of_self_attention(case.q_heads, case.length, case.head_dim, case.torch_dtype, "cuda", case.window)
+    changes = {"kv_heads": case.kv_heads, "value_dim": case.value_dim, "has_logit_bias": biased}
     problem = dataclasses.replace(made, has_documents=case.documents != "none", **changes)
     for name in KERNELS:
-        compile_kernel(name, problem, "sm_90", per_head=case.biased)
+        compile_kernel(name, problem, "sm_90", per_head=biased)
     assert len(asked) == 6
     assert asked[:3] == asked[3:]
 
@@ -157,11 +156,11 @@ def described(*call):
     ("case", "forward", "key_gradients"),
     sampled(
         [
-            (Case(200, 64, 1, 20, 16, dtype="bfloat16"), 1, 1),  # rows of 40 bytes
-            (Case(200, 64, 2, 64, dtype="bfloat16", layout="transposed"), 2, 2),
-            (Case(200, 64, 1, 80, 24, dtype="float16", biased=True), 2, 2),
-            (Case(200, 64, 1, 16, dtype="bfloat16", layout="expanded"), 0, 1),  # strides of 0
-            (Case(200, 64, 1, 16, dtype="bfloat16", layout="sliced"), 0, 1),  # the last axis has stride 2; not grad's
+            (swat_case(200, 64, 1, 20, 16, dtype="bfloat16"), 1, 1),  # rows of 40 bytes
+            (swat_case(200, 64, 2, 64, dtype="bfloat16", layout="transposed"), 2, 2),
+            (swat_case(200, 64, 1, 80, 24, dtype="float16", logit_bias="tensor"), 2, 2),
+            (swat_case(200, 64, 1, 16, dtype="bfloat16", layout="expanded heads"), 0, 1),  # strides of 0
+            (swat_case(200, 64, 1, 16, dtype="bfloat16", layout="sliced"), 0, 1),  # last axis of stride 2; not grad's
         ],
         5,
     ),
@@ -174,7 +173,7 @@ def test_descriptors_are_used_where_a_tensor_qualifies(case, forward, key_gradie
 @pytest.mark.slow
 def test_a_target_without_the_accelerator_drops_the_fields(compiled, monkeypatch):
     monkeypatch.setattr(op, "configurations", described)
-    call = both_directions(Case(200, 64, 1, 16, dtype="bfloat16"))
+    call = both_directions(swat_case(200, 64, 1, 16, dtype="bfloat16"))
     assert [descriptors(kernel) for kernel in compiled(call, capability=80)] == [0, 0, 0]
 
 

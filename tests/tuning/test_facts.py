@@ -17,7 +17,6 @@ from swat_flex.backends.flex.op import FLEX
 from swat_flex.backends.triton import DECODE, DecodeConfig, TritonConfig, configuration
 from swat_flex.problem import Problem
 from swat_flex.tuning.plan import jobs_of, plan
-from swat_flex.tuning.spec import Spec
 
 H100_SHARED = 232448  # bytes a block may use on sm_90
 
@@ -82,13 +81,13 @@ def test_machine_code_rules_steps_out(config, reason):
 
 
 def test_a_step_asks_for_the_decode_kernel_alone():
-    spec = Spec(step(tokens=4), "cuda:0", decode=True)
-    (item,) = plan(jobs_of(spec, "auto", 600), 600)  # without touching the device
+    of = step(tokens=4)
+    (item,) = plan(jobs_of(of, "auto", 600, decode=True), 600)  # without touching the device
     assert item.job.tunable == "triton.decode"
     assert item.refusal == ""
     assert 2 <= item.candidates <= item.size
     with pytest.raises(ValueError, match="got 'flex'"):
-        jobs_of(spec, "flex", 60)
+        jobs_of(of, "flex", 60, decode=True)
 
 
 def test_steps_of_one_bucket_share_one_space():
@@ -109,16 +108,16 @@ def test_steps_of_one_bucket_share_one_space():
 
 
 def test_a_gpu_problem_asks_for_every_search_of_ours():
-    spec = Spec(problem(), "cuda:0")
+    of = problem()
     kernels = ["triton.forward", "triton.query_gradient", "triton.key_gradients"]
-    assert [job.tunable for job in jobs_of(spec, "auto", 60)] == [*kernels, "flex", "backend"]
-    assert [job.tunable for job in jobs_of(spec, "triton", 60)] == kernels
-    assert [job.tunable for job in jobs_of(spec, "banded", 60)] == ["banded.forward", "banded.backward"]
-    inference = Spec(problem(needs_grad=False), "cuda:0")
+    assert [job.tunable for job in jobs_of(of, "auto", 60)] == [*kernels, "flex", "backend"]
+    assert [job.tunable for job in jobs_of(of, "triton", 60)] == kernels
+    assert [job.tunable for job in jobs_of(of, "banded", 60)] == ["banded.forward", "banded.backward"]
+    inference = problem(needs_grad=False)
     assert [job.tunable for job in jobs_of(inference, "auto", 60)] == ["triton.forward", "flex", "backend"]
-    softmax = Spec(problem(activation="softmax"), "cuda:0")
+    softmax = problem(activation="softmax")
     assert [job.tunable for job in jobs_of(softmax, "auto", 60)] == ["flex"]  # beside it banded alone
-    for item in plan(jobs_of(spec, "auto", 60), 60):  # without touching the device
+    for item in plan(jobs_of(of, "auto", 60), 60):  # without touching the device
         assert item.refusal == ""
         assert 2 <= item.candidates <= item.size
 

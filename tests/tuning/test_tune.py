@@ -27,7 +27,6 @@ from swat_flex.tuning import plan as planning
 from swat_flex.tuning import search as searching
 from swat_flex.tuning import tasks
 from swat_flex.tuning.plan import jobs_of, plan
-from swat_flex.tuning.spec import Spec
 from swat_flex.tuning.tasks import Job, SwatTask
 
 command_file = importlib.import_module("swat_flex.cli.tune")  # the module, which the function hides
@@ -151,21 +150,19 @@ def test_a_disk_that_cannot_be_written_leaves_the_winner_in_memory(tmp_path, mon
 @pytest.mark.slow  # compiles two of flex's programs
 def test_backends_are_raced_with_one_check_for_all():
     """flex's program is compiled here; its results are held to the same rule."""
-    spec = Spec(PROBLEM, "cpu")
-    task = SwatTask(Job(BACKEND.name, "auto", spec, {"banded.forward": BandedConfig(32)}))
+    task = SwatTask(Job(BACKEND.name, "auto", PROBLEM, settings={"banded.forward": BandedConfig(32)}))
     for name in ("banded", "flex"):
         assert task.check(task.prepare(BackendConfig(name))()) is None
 
 
 def test_flex_enters_where_there_is_time_for_its_compilation():
-    spec = Spec(PROBLEM, "cpu")
-    assert [job.tunable for job in jobs_of(spec, "auto", seconds=100)] == [f"{ON_CPU}.forward", "backend"]
-    assert [job.tunable for job in jobs_of(spec, "auto", seconds=10)] == [f"{ON_CPU}.forward"]
+    assert [job.tunable for job in jobs_of(PROBLEM, "auto", seconds=100)] == [f"{ON_CPU}.forward", "backend"]
+    assert [job.tunable for job in jobs_of(PROBLEM, "auto", seconds=10)] == [f"{ON_CPU}.forward"]
 
 
 def test_what_would_take_too_long_is_left_out_and_says_so():
     huge = dataclasses.replace(PROBLEM, q_len=2**20, kv_len=2**20)
-    (item,) = plan(jobs_of(Spec(huge, "cpu"), "auto", 1.0), 1.0)
+    (item,) = plan(jobs_of(huge, "auto", 1.0), 1.0)
     assert item.candidates == 0
     assert "a comparison" in item.refusal
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,23 +20,17 @@ from swat_flex.positions import per_head_dtype
 CHUNK = 2**22  # elements of keys and values converted to float32 at a time
 
 
-def _decode(
-    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
-    window: int, scale: float,
-) -> Tensor:  # fmt: skip
-    run = _live_slots if q.device.type == "cpu" else all_slots
-    out = empty_output(q, values.shape[3])
+def _decode(q: Tensor, *rest: Any) -> Tensor:
     with exact_products(q.device.type):
-        run(out, q, keys, values, length, slopes, logit_bias, window, scale)
-    return out
+        return (_live_slots if q.device.type == "cpu" else all_slots)(q, *rest)
 
 
 def _live_slots(
-    out: Tensor, q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None,
-    logit_bias: Tensor | None, window: int, scale: float,
-) -> None:  # fmt: skip
+    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+    window: int, scale: float,
+) -> Tensor:  # fmt: skip
     """Rows of the batch that follow one another with one length go together."""
-    dtype = per_head_dtype(q)
+    out, dtype = empty_output(q, values.shape[3]), per_head_dtype(q)
     kv_heads, tokens = keys.shape[1], q.shape[2]
     row = 0
     for count, same in groupby(length.tolist()):
@@ -61,6 +56,7 @@ def _live_slots(
                 by_head.masked_fill_((distance < 0) | (distance >= window), 0)
             total.baddbmm_(x, v)
         out[rows].copy_(total.view(-1, *out.shape[1:]))
+    return out
 
 
 def _runs(count: int, live: int, slots: int, chunk: int) -> Iterator[tuple[int, slice]]:
@@ -74,17 +70,16 @@ def _runs(count: int, live: int, slots: int, chunk: int) -> Iterator[tuple[int, 
 
 
 def all_slots(
-    out: Tensor, q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None,
-    logit_bias: Tensor | None, window: int, scale: float,
-) -> None:  # fmt: skip
+    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
+    window: int, scale: float,
+) -> Tensor:  # fmt: skip
     """Every slot of the ring, hidden where no query sees it, whatever it holds."""
     dtype = per_head_dtype(q)
     batch, kv_heads, slots, _ = keys.shape
     tokens = q.shape[2]
     newest = (length - 1)[:, None]
-    age = (
-        newest - torch.arange(slots, device=q.device)
-    ) % slots  # [B, S]: the last position with this slot, from the newest
+    # [B, S]: the last position with this slot, from the newest
+    age = (newest - torch.arange(slots, device=q.device)) % slots
     distance = age[:, None] - torch.arange(tokens - 1, -1, -1, device=q.device)[:, None]  # [B, T, S]
     seen = (distance >= 0) & (distance < window) & (age <= newest)[:, None]
     queries = q.to(dtype).reshape(batch, kv_heads, -1, q.shape[3])
@@ -95,7 +90,8 @@ def all_slots(
         x = x + logit_bias.to(dtype)[:, None, None]
     weights = torch.where(seen[:, None], x.sigmoid(), 0).view(batch, kv_heads, -1, slots)
     live = seen.any(1)[:, None, :, None]
-    out.copy_((weights @ torch.where(live, values, 0).to(dtype)).view(out.shape))
+    out = empty_output(q, values.shape[3])
+    return out.copy_((weights @ torch.where(live, values, 0).to(dtype)).view(out.shape))
 
 
 decode = define_decode("banded", _decode)
