@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ LAYOUTS = ("contiguous", "transposed", "expanded heads", "expanded batch", "slic
 DOCUMENTS = ("none", "packed", "padded", "anyhow", "one row", "late")
 SLOPES = ("balanced", "none", "alibi", "tensor")
 BIASES = ("none", "number", "tensor")
+Kind = Literal["usual", "decode", "tails", "long"]  # of cases that are drawn together: `strategies.cases_for`
 
 
 @dataclass(frozen=True, slots=True)

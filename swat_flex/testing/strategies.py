@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from swat_flex.problem import Backend, WindowLike
-from swat_flex.testing.case import BIASES, DOCUMENTS, LAYOUTS, SLOPES, SwatCase, largest_exponent
+from swat_flex.testing.case import BIASES, DOCUMENTS, LAYOUTS, SLOPES, Kind, SwatCase, largest_exponent
 
 TILES = (16, 32, 64, 96, 128)
 EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
@@ -123,20 +123,39 @@ def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> Swa
     return draw(swat_cases(**{"documents": ("none", "late")} | fixed | rules))
 
 
+@st.composite
+def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
+    """Many rows whose weights all lie in σ's tail: what is wrong alike in each shows in their sum."""
+    plain = st.sampled_from(("contiguous", "transposed", "sliced", "columns"))
+    fixed: dict[str, Any] = {
+        **{"fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2, "v_exponent": 0},
+        "scale": draw(st.sampled_from((None, 0.07)), label="scale"),
+        "bias": draw(st.sampled_from((-6.1, -12.0, -20.0)), label="bias"),
+        "layouts": (*draw(st.tuples(plain, plain, plain), label="layouts"), "contiguous"),
+    }
+    return draw(swat_cases(**{"pairs": 2**16, "documents": ("none", "packed")} | rules | fixed))
+
+
+@st.composite
+def long_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
+    """A thousand rows and more of one head, so that a fault of one row among them is drawn."""
+    length = draw(st.integers(1024, 1300), label="length")
+    return draw(swat_cases(length=length, fewer=0, pairs=1, dims=(8, 1, 16, 40), **rules))
+
+
 def cases_for(
     backend: Backend,
     device: str = "cpu",
     dtypes: Sequence[str] | None = None,
     family: int | None = None,
-    *,
-    decode: bool = False,
+    kind: Kind = "usual",
 ) -> st.SearchStrategy[SwatCase]:
     """Cases that a backend takes on a device, of a size that it runs quickly.
 
     Args:
         dtypes: only these, where the backend has them; ValueError if it has none.
         family: `flex` compiles; the cases of one number share one program.
-        decode: calls of `swat_decode` instead.
+        kind: "decode": calls of `swat_decode`; "tails": weights in σ's tail alone; "long": a thousand rows and more.
     """
     supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
     if backend == "naive":  # computes in its inputs' dtype
@@ -146,12 +165,17 @@ def cases_for(
         raise ValueError(f"dtypes: expected some of {', '.join(supported)} for {backend} on {device}, got {dtypes}")
     small: dict[str, Any] = {"longest": 80, "pairs": 2**11, "least": 2**9, "dims": (8, 1, 16, 40, 64)}
     sizes = small if backend == "triton" and device == "cpu" else {}  # some fifty small programs in a second
-    if decode:
+    softmax = SwatCase(1, 1, activation="softmax").refusal(backend, device, gradients=False) is None
+    activations = ("sigmoid", "softmax") if softmax else ("sigmoid",)
+    if kind == "decode":
         return decode_cases(dtypes=chosen, **sizes)
+    if kind == "tails":
+        return tail_cases(dtypes=chosen, **sizes)
+    if kind == "long":
+        return long_cases(dtypes=chosen, activations=activations)
     if backend == "flex":
         return swat_cases(dtypes=chosen, longest=128, **FAMILIES[(family or 0) % len(FAMILIES)])
-    softmax = SwatCase(1, 1, activation="softmax").refusal(backend, device, gradients=False) is None
-    return swat_cases(dtypes=chosen, activations=("sigmoid", "softmax") if softmax else ("sigmoid",), **sizes)
+    return swat_cases(dtypes=chosen, activations=activations, **sizes)
 
 
 # What one program of FlexAttention is compiled for.
