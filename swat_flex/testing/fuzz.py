@@ -30,7 +30,7 @@ from swat_flex.testing.check import Verdict, check
 ROUND = 20  # cases of one seed
 DECODES = TAILS = 8  # of so many rounds one decodes, where the backend does, and one draws weights in σ's tail alone
 LONG = 64  # of so many rounds one draws `LONG_CASES` sequences of a thousand rows
-LONG_CASES = 2
+LONG_CASES = 3
 FIRST = 60  # cases that each backend gets before time is shared
 SHRINKS = 400  # attempts to make a failing case smaller,
 EMULATED_SHRINKS = 60  # and where each may compile a kernel and takes seconds
@@ -100,7 +100,8 @@ class _Stream:
     cases: int = 0
     seconds: float = 0.0
     compiled: float = 0.0  # when the family of programs was compiled
-    family: int = field(default=0)
+    family: int = 0
+    seen: set[SwatCase] = field(default_factory=set)  # each round of hypothesis begins with the same smallest case
 
 
 Record = Callable[[Backend, SwatCase, Verdict], None]
@@ -142,8 +143,9 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
 
     def attempt(case: SwatCase) -> None:
         nonlocal found, attempts
-        if found is None and over():
+        if found is None and (over() or case in stream.seen):
             return
+        stream.seen.add(case)
         attempts += found is not None
         if found is not None and attempts > most and case != found.case:
             return  # the smallest so far must go on failing, or hypothesis calls it flaky

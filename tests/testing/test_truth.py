@@ -100,6 +100,12 @@ def test_a_bias_that_products_are_added_to_is_rounded_with_each():
     assert check(case, "banded").use < 0.5
 
 
+def test_gradients_of_which_none_is_a_normal_number_are_scaled_by_a_power_that_is():
+    """The largest is 2⁻¹⁰²⁵: float64 has no 2¹⁰²⁵."""
+    case = SwatCase(1, 1, head_dim=1, value_dim=1, dtype="float64", v_exponent=1020, grad_exponent=-1020, seed=12680832)
+    assert check(case, "banded").use < 0.5
+
+
 @pytest.mark.parametrize("factor", [1 + 8 * 2.0**-24, 1 - 8 * 2.0**-24])
 def test_rows_that_are_all_too_large_are_seen(factor):
     """By 4 units of the last place of 1, in no element more than what is allowed."""
