@@ -6,6 +6,7 @@ float32, no options.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -23,18 +24,35 @@ ALL_LAYOUTS = tuple(itertools.product(LAYOUTS, repeat=4))  # one draw: hypothesi
 PAIRS = (2**14, 2**14, 2**14, 2**16)  # batch × heads × queries × keys of the dense reference: mostly few
 
 
+# Made once: hypothesis examines each new strategy for longer than a draw takes.
+_among = functools.lru_cache(maxsize=None)(st.sampled_from)
+_between = functools.lru_cache(maxsize=None)(st.integers)
+
+
+@functools.lru_cache(maxsize=None)
 def lengths(longest: int) -> st.SearchStrategy[int]:
     """Tokens: a tile's edge, or any number."""
     edges = [n for n in EDGES if n <= longest]
     return st.one_of(st.sampled_from(edges), st.integers(1, longest))
 
 
+@functools.lru_cache(maxsize=None)
 def windows(length: int) -> st.SearchStrategy[WindowLike]:
     """All three forms; sides around tiles' edges and around the length."""
     near = [n for n in (length - 1, length, length + 1, length + 5) if n >= 1]
     keys = st.sampled_from([*(n for n in EDGES if n <= length + 1), *near])
     side = st.one_of(st.just(0), keys, st.none())
     return st.one_of(keys, st.none(), st.tuples(side, side))
+
+
+@functools.lru_cache(maxsize=None)
+def _fewer(length: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1))
+
+
+@functools.lru_cache(maxsize=None)
+def _value_dims(head_dim: int, dims: tuple[int, ...]) -> st.SearchStrategy[int]:
+    return st.one_of(st.just(head_dim), st.sampled_from(dims))
 
 
 @st.composite
@@ -67,16 +85,16 @@ def swat_cases(
         return fixed[name] if name in fixed else draw(strategy, label=name)
 
     length = pick("length", lengths(longest))
-    fewer = pick("fewer", st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1)))
-    pairs = draw(st.sampled_from(PAIRS), label="pairs") if pairs is None else pairs
+    fewer = pick("fewer", _fewer(length))
+    pairs = draw(_among(PAIRS), label="pairs") if pairs is None else pairs
     room = max(1, pairs // max(least, length * (length - fewer)))
-    kv_heads = pick("kv_heads", st.integers(1, min(4, room)))
-    group = pick("group", st.sampled_from([n for n in (1, 2, 3, 8) if n * kv_heads <= room] or [1]))
-    batch = pick("batch", st.integers(1, max(1, min(3, room // (kv_heads * group)))))
-    head_dim = pick("head_dim", st.sampled_from(dims))
-    dtype = pick("dtype", st.sampled_from(dtypes))
-    steepness = st.sampled_from((0.05, 0.5, 8.0))
-    qk_exponent = pick("qk_exponent", st.sampled_from((0, -2, 1, 3)))
+    kv_heads = pick("kv_heads", _between(1, min(4, room)))
+    group = pick("group", _among(tuple(n for n in (1, 2, 3, 8) if n * kv_heads <= room) or (1,)))
+    batch = pick("batch", _between(1, max(1, min(3, room // (kv_heads * group)))))
+    head_dim = pick("head_dim", _among(tuple(dims)))
+    dtype = pick("dtype", _among(tuple(dtypes)))
+    steepness = _among((0.05, 0.5, 8.0))
+    qk_exponent = pick("qk_exponent", _among((0, -2, 1, 3)))
     v_exponent, grad_exponent = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
     return SwatCase(
         length=length,
@@ -86,40 +104,45 @@ def swat_cases(
         kv_heads=kv_heads,
         group=group,
         head_dim=head_dim,
-        value_dim=pick("value_dim", st.one_of(st.just(head_dim), st.sampled_from(dims))),
+        value_dim=pick("value_dim", _value_dims(head_dim, tuple(dims))),
         dtype=dtype,
-        layouts=pick("layouts", st.sampled_from(ALL_LAYOUTS)),
-        documents=pick("documents", st.sampled_from(documents)),
-        slopes=pick("slopes", st.sampled_from(slopes)),
+        layouts=pick("layouts", _among(ALL_LAYOUTS)),
+        documents=pick("documents", _among(tuple(documents))),
+        slopes=pick("slopes", _among(tuple(slopes))),
         steepness=pick("steepness", steepness),
-        scale=pick("scale", st.sampled_from((None, 1.1, 0.07, -0.6))),
-        logit_bias=pick("logit_bias", st.sampled_from(biases)),
-        bias=pick("bias", st.sampled_from((-1.1, 2.3, -6.1, -12.0))),
-        activation=pick("activation", st.sampled_from(activations)),
+        scale=pick("scale", _among((None, 1.1, 0.07, -0.6))),
+        logit_bias=pick("logit_bias", _among(tuple(biases))),
+        bias=pick("bias", _among((-1.1, 2.3, -6.1, -12.0))),
+        activation=pick("activation", _among(tuple(activations))),
         qk_exponent=qk_exponent,
         v_exponent=fixed.get("v_exponent", v_exponent),
         grad_exponent=fixed.get("grad_exponent", grad_exponent),
         ring=fixed.get("ring", 0),
-        seed=pick("seed", st.integers(0, 2**31)),
+        seed=pick("seed", _between(0, 2**31)),
     )
 
 
 def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]:
     """Exponents of v and of the gradient: ordinary, small, or one at overflow's edge and the other as far below."""
     edge = largest_exponent(dtype, length)
-    return st.sampled_from([(0, 0), (-4, 0), (3, -3), (edge, -edge), (-edge, edge)])
+    return _among(((0, 0), (-4, 0), (3, -3), (edge, -edge), (-edge, edge)))
+
+
+@functools.lru_cache(maxsize=None)
+def _keys(length: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.sampled_from(EDGES), st.integers(1, length))
 
 
 @st.composite
 def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> SwatCase:
     """A call of `swat_decode`: a ring that is filled in chunks, wrapped or not, by rows of one length or of many."""
     length = draw(lengths(longest), label="length")
-    tokens = min(length, draw(st.sampled_from((1, 2, 3, 8, 16)), label="tokens"))
-    keys = st.one_of(st.sampled_from(EDGES), st.integers(1, length))
+    tokens = min(length, draw(_among((1, 2, 3, 8, 16)), label="tokens"))
+    keys = _keys(length)
     fixed: dict[str, Any] = {
         "length": length,
         "fewer": length - tokens,
-        "ring": draw(st.integers(tokens, 16), label="ring"),
+        "ring": draw(_between(tokens, 16), label="ring"),
     }
     fixed["window"] = draw(keys, label="window")
     return draw(swat_cases(**{"documents": ("none", "late")} | fixed | rules))
@@ -128,12 +151,12 @@ def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> Swa
 @st.composite
 def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
     """Many rows whose weights all lie in σ's tail: what is wrong alike in each shows in their sum."""
-    plain = st.sampled_from(("contiguous", "transposed", "sliced", "columns"))
+    plain = _among(("contiguous", "transposed", "sliced", "columns"))
     fixed: dict[str, Any] = {
         **{"fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2},
         **{"v_exponent": 0, "grad_exponent": 0},
-        "scale": draw(st.sampled_from((None, 0.07)), label="scale"),
-        "bias": draw(st.sampled_from((-6.1, -12.0, -20.0)), label="bias"),
+        "scale": draw(_among((None, 0.07)), label="scale"),
+        "bias": draw(_among((-6.1, -12.0, -20.0)), label="bias"),
         "layouts": (*draw(st.tuples(plain, plain, plain), label="layouts"), "contiguous"),
     }
     return draw(swat_cases(**{"pairs": 2**16, "documents": ("none", "packed")} | rules | fixed))
@@ -142,7 +165,7 @@ def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
 @st.composite
 def long_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
     """A thousand rows and more of one head, so that a fault of one row among them is drawn."""
-    length = draw(st.integers(1024, 1300), label="length")
+    length = draw(_between(1024, 1300), label="length")
     return draw(swat_cases(length=length, fewer=0, pairs=1, dims=(8, 1, 16, 40), **rules))
 
 
