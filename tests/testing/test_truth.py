@@ -93,7 +93,7 @@ def test_what_underflows_on_the_way_is_allowed():
     assert check(case, "banded").use < 0.5
 
 
-# A rule that compared with the definition in float32, or in float64, called each of these wrong.
+# Calls like those that the first rule, a comparison with the definition in float32 or float64, held to be wrong.
 ONCE_FALSE_ALARMS = {
     "dk": SwatCase(70, 33, kv_heads=2, group=2, head_dim=16, value_dim=16, activation="softmax", qk_exponent=3,
                    scale=-0.6),
