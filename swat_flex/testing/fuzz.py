@@ -29,6 +29,7 @@ from swat_flex.testing.check import Verdict, check
 
 ROUND = 20  # cases of one seed
 DECODES = TAILS = 8  # of so many rounds one decodes, where the backend does, and one draws weights in σ's tail alone
+SHARDS = 16  # of so many rounds one cuts sequences into shards
 LONG = 64  # of so many rounds one draws `LONG_CASES` sequences of a thousand rows
 LONG_CASES = 3
 FIRST = 60  # cases that each backend gets before time is shared
@@ -184,6 +185,8 @@ def _kind(plan: Plan, backend: Backend, number: int) -> Kind:
         return "decode"
     if number % TAILS == TAILS // 2:
         return "tails"
+    if number % SHARDS == SHARDS // 2 + 1:
+        return "shards"
     slow = backend == "naive" or (backend == "triton" and plan.device == "cpu")
     return "long" if number % LONG == LONG // 4 + 1 and not slow else "usual"
 

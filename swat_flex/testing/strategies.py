@@ -29,14 +29,14 @@ _among = functools.lru_cache(maxsize=None)(st.sampled_from)
 _between = functools.lru_cache(maxsize=None)(st.integers)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def lengths(longest: int) -> st.SearchStrategy[int]:
     """Tokens: a tile's edge, or any number."""
     edges = [n for n in EDGES if n <= longest]
     return st.one_of(st.sampled_from(edges), st.integers(1, longest))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def windows(length: int) -> st.SearchStrategy[WindowLike]:
     """All three forms; sides around tiles' edges and around the length."""
     near = [n for n in (length - 1, length, length + 1, length + 5) if n >= 1]
@@ -45,12 +45,12 @@ def windows(length: int) -> st.SearchStrategy[WindowLike]:
     return st.one_of(keys, st.none(), st.tuples(side, side))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _fewer(length: int) -> st.SearchStrategy[int]:
     return st.one_of(st.just(0), st.just(length - 1), st.integers(0, length - 1))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _value_dims(head_dim: int, dims: tuple[int, ...]) -> st.SearchStrategy[int]:
     return st.one_of(st.just(head_dim), st.sampled_from(dims))
 
@@ -118,6 +118,7 @@ def swat_cases(
         v_exponent=fixed.get("v_exponent", v_exponent),
         grad_exponent=fixed.get("grad_exponent", grad_exponent),
         ring=fixed.get("ring", 0),
+        shards=fixed.get("shards", 0),
         seed=pick("seed", _between(0, 2**31)),
     )
 
@@ -128,7 +129,7 @@ def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]
     return _among(((0, 0), (-4, 0), (3, -3), (edge, -edge), (-edge, edge)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _keys(length: int) -> st.SearchStrategy[int]:
     return st.one_of(st.sampled_from(EDGES), st.integers(1, length))
 
@@ -181,7 +182,8 @@ def cases_for(
     Args:
         dtypes: only these, where the backend has them; ValueError if it has none.
         family: `flex` compiles; the cases of one number share one program.
-        kind: "decode": calls of `swat_decode`; "tails": weights in σ's tail alone; "long": a thousand rows and more.
+        kind: "decode": calls of `swat_decode`; "shards": a sequence cut into shards, in float32 and float64;
+            "tails": weights in σ's tail alone; "long": a thousand rows and more.
     """
     supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
     if backend == "naive":  # computes in its inputs' dtype
@@ -195,6 +197,9 @@ def cases_for(
     activations = ("sigmoid", "softmax") if softmax else ("sigmoid",)
     if kind == "decode":
         return decode_cases(dtypes=chosen, **sizes)
+    wide = [dtype for dtype in chosen if dtype in ("float32", "float64")]
+    if kind == "shards" and wide:  # in a lower precision a key's gradients of each shard are rounded before their sum
+        return swat_cases(dtypes=wide, activations=activations, fewer=0, shards=4, **sizes)
     if kind == "tails":
         return tail_cases(dtypes=chosen, **sizes)
     if kind == "long":

@@ -51,7 +51,7 @@ BANDED = [
         "a key at a tile's border lost by one row in 1,000",
         _TILES,
         "        if first < self.left_edge:",
-        "        if rows.start == 960 and 0 <= (lost := self.offset + 1023 - keys.start) < last - first:\n"
+        "        if rows.start == 960 and 0 <= (lost := self.offset + 959 - keys.start) < last - first:\n"
         "            bits[-1, -1, 63, lost] = 0\n"
         "        if first < self.left_edge:",
     ),
