@@ -31,7 +31,7 @@ ROUND = 20  # cases of one seed
 DECODES = TAILS = 8  # of so many rounds one decodes, where the backend does, and one draws weights in σ's tail alone
 SHARDS = 16  # of so many rounds one cuts sequences into shards
 LONG = 64  # of so many rounds one draws `LONG_CASES` sequences of a thousand rows
-LONG_CASES = 3
+LONG_CASES = 5
 FIRST = 60  # cases that each backend gets before time is shared
 SHRINKS = 400  # attempts to make a failing case smaller,
 EMULATED_SHRINKS = 60  # and where each may compile a kernel and takes seconds

@@ -203,7 +203,8 @@ def cases_for(
     if kind == "tails":
         return tail_cases(dtypes=chosen, **sizes)
     if kind == "long":
-        return long_cases(dtypes=chosen, activations=activations)
+        quick = [dtype for dtype in chosen if dtype != "float64"] or chosen
+        return long_cases(dtypes=quick, activations=activations)
     if backend == "flex":
         return swat_cases(dtypes=chosen, longest=128, **FAMILIES[(family or 0) % len(FAMILIES)])
     return swat_cases(dtypes=chosen, activations=activations, **sizes)
