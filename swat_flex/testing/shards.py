@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ class _Here(Exchange):
     def end(self, token: Tensor) -> list[Keys]:
         return self.pieces
 
-    def kept(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        yield
 
 
 def sharded(

@@ -160,7 +160,8 @@ def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
         "bias": draw(_among((-6.1, -12.0, -20.0)), label="bias"),
         "layouts": (*draw(st.tuples(plain, plain, plain), label="layouts"), "contiguous"),
     }
-    return draw(swat_cases(**{"pairs": 2**16, "documents": ("none", "packed")} | rules | fixed))
+    sizes: dict[str, Any] = {"pairs": 2**16, "documents": ("none", "packed")}
+    return draw(swat_cases(**sizes | rules | fixed))
 
 
 @st.composite
