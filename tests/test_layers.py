@@ -33,7 +33,17 @@ ARROWS = {
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},
-    "testing": {"api", "decode", "inspection", "operands", "problem", "reference", "validation", "window"},
+    "testing": {
+        "api",
+        "decode",
+        "distributed",
+        "inspection",
+        "operands",
+        "problem",
+        "reference",
+        "validation",
+        "window",
+    },
     "tuning": {"api", "backends", "dispatch", "inspection", "operands", "positions", "problem", "testing", "tuned"}
     | {"validation", "window"},
 }

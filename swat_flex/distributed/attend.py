@@ -13,7 +13,7 @@ from swat_flex import dispatch, validation
 from swat_flex.api import flex_swat
 from swat_flex.distributed.agreement import Mesh, agree, group_of, refuse
 from swat_flex.distributed.exchange import Exchange, Keys
-from swat_flex.distributed.shards import halo_of
+from swat_flex.distributed.shards import Halo, halo_of
 from swat_flex.problem import Activation, Backend, Slopes, WindowLike
 from swat_flex.window import Window
 
@@ -91,7 +91,9 @@ def context_parallel_swat(
             backend=backend,
         )  # fmt: skip
 
-    return _attend_shard(q, (k, v, document_ids), operands.window, tuple(lengths), group, attend)
+    own = k, v, document_ids
+    halo = halo_of(dist.get_rank(group), tuple(lengths), operands.window)
+    return attend_shard(q, own, operands.window, halo, Exchange(halo, group, own), attend)
 
 
 def _check_lengths(lengths: Sequence[int], here: int, group: dist.ProcessGroup) -> None:
@@ -102,21 +104,12 @@ def _check_lengths(lengths: Sequence[int], here: int, group: dist.ProcessGroup) 
         raise ValueError(f"lengths: expected q's {here} tokens on rank {rank}, got {lengths[rank]}")
 
 
-def _attend_shard(
-    q: Tensor,
-    own: Keys,
-    window: Window,
-    lengths: tuple[int, ...],
-    group: dist.ProcessGroup,
-    attend: Attend,
-) -> Tensor:
+def attend_shard(q: Tensor, own: Keys, window: Window, halo: Halo, exchange: Exchange, attend: Attend) -> Tensor:
     """Attend rows [first, last), which see no key of another rank, while the halo travels; then the others."""
     n = q.shape[2]
     left_side, right_side = (n if side is None else min(side, n) for side in (window.left, window.right))
-    halo = halo_of(dist.get_rank(group), lengths, window)
     first = left_side if halo.left else 0
     last = n - right_side if halo.right else n
-    exchange = Exchange(halo, group, own)
     own, token = exchange.begin(own)
     with exchange.kept():
         inside = first < last or not halo.received

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from swat_flex.api import explain, flex_swat
 from swat_flex.problem import Backend, WindowLike
 from swat_flex.testing.budget import overflows, with_gradients
 from swat_flex.testing.ring import decoded
+from swat_flex.testing.shards import sharded
 from swat_flex.testing.truth import Arithmetic, Truth, truth_of
 
 SCHEMA = 1
@@ -23,6 +24,7 @@ LAYOUTS = ("contiguous", "transposed", "expanded heads", "expanded batch", "slic
 DOCUMENTS = ("none", "packed", "padded", "anyhow", "one row", "late")
 SLOPES = ("balanced", "none", "alibi", "tensor")
 BIASES = ("none", "number", "tensor")
+Kind = Literal["usual", "decode", "shards", "tails", "long"]  # of cases that are drawn together: `strategies.cases_for`
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -37,6 +39,7 @@ class SwatCase:
         slopes: "tensor" draws ±`steepness` logits per token; logit_bias: one number, or one per head, down to `bias`.
         qk_exponent, v_exponent, grad_exponent: the inputs are normal, times these powers of two.
         ring: not `flex_swat` but `swat_decode` of a `RingCache` for so many new tokens at a time; 0 is `flex_swat`.
+        shards: not `flex_swat` but its context-parallel form over so many ranks, simulated; 0 is `flex_swat`.
         seed: of every element.
     """
 
@@ -61,6 +64,7 @@ class SwatCase:
     v_exponent: int = 0
     grad_exponent: int = 0
     ring: int = 0
+    shards: int = 0
     seed: int = 0
 
     def __repr__(self) -> str:
@@ -155,11 +159,12 @@ class SwatCase:
         if self.ring:
             with torch.no_grad():
                 return {"out": decoded((q, k, v), self._keys, self.ring, self.seed, backend, options).cpu()}
+        swat = functools.partial(sharded, ranks=self.shards, seed=self.seed) if self.shards else flex_swat
         if not gradients:
             with torch.no_grad():
-                return {"out": flex_swat(q, k, v, self.window, backend=backend, **options).cpu()}
+                return {"out": swat(q, k, v, self.window, backend=backend, **options).cpu()}
         grad = on_device(grad, device)
-        results = with_gradients(flex_swat, (q, k, v), self.window, grad, backend=backend, **options)
+        results = with_gradients(swat, (q, k, v), self.window, grad, backend=backend, **options)
         return {name: x.cpu() for name, x in results.items()}
 
     @property

@@ -24,11 +24,14 @@ from autotune.files import write_whole
 from swat_flex.decode.attend import BACKENDS as DECODERS
 from swat_flex.inspection import emulated
 from swat_flex.problem import Backend
-from swat_flex.testing.case import SwatCase
+from swat_flex.testing.case import Kind, SwatCase
 from swat_flex.testing.check import Verdict, check
 
 ROUND = 20  # cases of one seed
-DECODES = 8  # of so many rounds one decodes, where the backend does
+DECODES = TAILS = 8  # of so many rounds one decodes, where the backend does, and one draws weights in σ's tail alone
+SHARDS = 16  # of so many rounds one cuts sequences into shards
+LONG = 64  # of so many rounds one draws `LONG_CASES` sequences of a thousand rows
+LONG_CASES = 5
 FIRST = 60  # cases that each backend gets before time is shared
 SHRINKS = 400  # attempts to make a failing case smaller,
 EMULATED_SHRINKS = 60  # and where each may compile a kernel and takes seconds
@@ -47,7 +50,7 @@ class Failure:
 
     def reproducer(self) -> str:
         """Three lines of Python that fail the same way."""
-        lines = ["from swat_flex.testing.case import SwatCase", "from swat_flex.testing.check import check"]
+        lines = ["from swat_flex.testing.case import Kind, SwatCase", "from swat_flex.testing.check import check"]
         call = f"check({self.case!r}, {self.backend!r}, {self.device!r})"
         if self.emulate is not None:
             lines.insert(0, "from swat_flex.inspection import emulated")
@@ -98,7 +101,8 @@ class _Stream:
     cases: int = 0
     seconds: float = 0.0
     compiled: float = 0.0  # when the family of programs was compiled
-    family: int = field(default=0)
+    family: int = 0
+    seen: set[SwatCase] = field(default_factory=set)  # each round of hypothesis begins with the same smallest case
 
 
 Record = Callable[[Backend, SwatCase, Verdict], None]
@@ -140,8 +144,9 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
 
     def attempt(case: SwatCase) -> None:
         nonlocal found, attempts
-        if found is None and over():
+        if found is None and (over() or case in stream.seen):
             return
+        stream.seen.add(case)
         attempts += found is not None
         if found is not None and attempts > most and case != found.case:
             return  # the smallest so far must go on failing, or hypothesis calls it flaky
@@ -155,10 +160,10 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
             record(backend, case, verdict)
 
     seed = zlib.crc32(f"{plan.seed} {plan.worker} {backend} {stream.rounds}".encode())
-    decode = plan.emulate is None and backend in DECODERS and stream.rounds % DECODES == DECODES - 1
-    strategy = cases(plan, backend, stream.family, decode=decode)
+    kind = _kind(plan, backend, stream.rounds)
+    strategy = cases(plan, backend, stream.family, kind)
     settings = hypothesis.settings(
-        max_examples=count, deadline=None, database=None, report_multiple_bugs=False,
+        max_examples=LONG_CASES if kind == "long" else count, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
         phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
     )  # fmt: skip
@@ -172,12 +177,26 @@ def _round(plan: Plan, stream: _Stream, count: int, record: Record, over: Callab
     return found
 
 
-def cases(plan: Plan, backend: Backend, family: int | None = None, *, decode: bool = False) -> Any:
+def _kind(plan: Plan, backend: Backend, number: int) -> Kind:
+    """What a round draws."""
+    if backend == "flex" or plan.emulate is not None:  # each size would be compiled
+        return "usual"
+    if number % DECODES == DECODES - 1 and backend in DECODERS:
+        return "decode"
+    if number % TAILS == TAILS // 2:
+        return "tails"
+    if number % SHARDS == SHARDS // 2 + 1:
+        return "shards"
+    slow = backend == "naive" or (backend == "triton" and plan.device == "cpu")
+    return "long" if number % LONG == LONG // 4 + 1 and not slow else "usual"
+
+
+def cases(plan: Plan, backend: Backend, family: int | None = None, kind: Kind = "usual") -> Any:
     """The strategy that a plan draws from; ValueError if the backend has none of the dtypes."""
     from swat_flex.testing.strategies import cases_for
 
     with _running(plan.emulate):
-        return cases_for(backend, plan.device, plan.dtypes, family, decode=decode)
+        return cases_for(backend, plan.device, plan.dtypes, family, kind)
 
 
 def replay(failure: Failure) -> Failure | None:

@@ -254,8 +254,8 @@ class _Twofold:
 
 
 def _exponent(x: Tensor) -> int:
-    """The exponent of the largest number."""
-    return int(torch.frexp(x.abs().max()).exponent) if x.numel() else 0
+    """The exponent of the largest number, within what float64 can divide by."""
+    return max(-1000, int(torch.frexp(x.abs().max()).exponent)) if x.numel() else 0
 
 
 def _known(x: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A case was checked; `kind` is the backend, and whether the case decodes."""
+    """A case was checked; `kind` is the backend, and whether the case decodes or is cut into shards."""
 
     kind: str
     dtype: str
@@ -46,7 +46,8 @@ class Passed:
 
     @classmethod
     def of(cls, backend: Backend, case: SwatCase, verdict: Verdict) -> Passed:
-        return cls(f"{backend} decode" if case.ring else backend, case.dtype, verdict)
+        kind = " decode" if case.ring else " shards" if case.shards else ""
+        return cls(backend + kind, case.dtype, verdict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,22 @@ BANDED = [
     Fault("banded", "sum in the wrong precision", _TILES, "*to.shape[1:]).sum(1)", "*to.shape[1:]).half().sum(1)"),
     Fault(
         "banded",
+        "4 units of the last place in the tail",
+        _TILES,
+        "self.hide(x.sigmoid_(), part",
+        "self.hide(x.sigmoid_().mul_(1 + 2.0**-21 * (x < 0.12)), part",
+    ),
+    Fault(
+        "banded",
+        "a key at a tile's border lost by one row in 1,000",
+        _TILES,
+        "        if first < self.left_edge:",
+        "        if rows.start == 960 and 0 <= (lost := self.offset + 959 - keys.start) < last - first:\n"
+        "            bits[-1, -1, 63, lost] = 0\n"
+        "        if first < self.left_edge:",
+    ),
+    Fault(
+        "banded",
         "a key at a tile's border lost by one row",
         _TILES,
         "        if first < self.left_edge:",
@@ -160,6 +176,15 @@ CPP = [
         "vector.h",
         "/ (all(1.f) + e);",
         "/ (all(1.f) + e) * (x < all(-2.f) ? all(1.f + 0x1p-21f) : all(1.f));",
+    ),
+    Fault(
+        "cpp",
+        "a key at a tile's border lost by one row in 1,000",
+        "tile.h",
+        "      x[i] = sigmoid(x[i]);",
+        "      x[i] = sigmoid(x[i]);\n"
+        "      if (!r && !(i / strip))\n"
+        "        x[i] = all((int32_t)t.q.first + (c + i) * VW) + lanes() == all(1000) ? V{} : x[i];",
     ),
     Fault("cpp", "missing gradient term", "backward.cpp", "x[i] *= s * (all(1.f) - s)", "x[i] *= s"),
     Fault(

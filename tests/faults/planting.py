@@ -123,11 +123,14 @@ def _define(name: str, forward: Any, backward: Any = None) -> Any:
         def forward(ctx, *inputs):
             ctx.save_for_backward(*inputs[:6])
             ctx.rest = inputs[6:]
-            return forward(Operands(*inputs))
+            q, v = inputs[0], inputs[2]
+            return forward(Operands(*inputs)) if q.numel() else q.new_empty(*q.shape[:3], v.shape[3])
 
         @staticmethod
         def backward(ctx, grad):
             per_head = any(ctx.needs_input_grad[3:5])
+            if not grad.numel():
+                return *(x if x is None else torch.zeros_like(x) for x in ctx.saved_tensors[:5]), *[None] * 4
             *gradients, both = backward(grad, Operands(*ctx.saved_tensors, *ctx.rest), per_head)
             gradients += both.unbind()
             needed = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[:5], strict=True))

@@ -18,6 +18,7 @@ SMALL = {  # what only many cases show
     "4 units of the last place in the tail",
     "sum in the wrong precision",
     "a key at a tile's border lost by one row",
+    "a key at a tile's border lost by one row in 1,000",
 }
 SAMPLE = {"mask off by one", "missing gradient term", "dropped left edge", "wrong key head"}  # in every run
 BUILT = {"mask off by one", "missing gradient term"}  # of `cpp`, where each is a library of its own to compile

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from swat_flex.testing.fuzz import Failure, Plan
 from swat_flex.testing.strategies import FAMILIES, cases_for, swat_cases
 from swat_flex.testing.workers import Passed
 
+REPOSITORY = Path(__file__).parents[2]
 OFF_BY_ONE = Fault(
     "banded", "mask off by one", "backends.banded.tiles", "self.left_edge] <= left)", "self.left_edge] < left)"
 )
@@ -107,6 +110,37 @@ def test_the_search_finds_shrinks_and_repeats():
     assert first.case.length <= 3
     assert first.case.dtype == "float32"
     assert "exact" in first.text
+
+
+def test_every_kind_of_case_is_drawn_and_none_twice(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(fuzz, "check", lambda case, *_: drawn.append(case) or Verdict())
+    fuzz.search(Plan(("banded",), seed=8), lambda *_: None, lambda: len(drawn) > 350)
+    assert len(set(drawn)) == len(drawn)
+    assert any(case.ring for case in drawn)
+    assert any(case.shards for case in drawn)
+    assert any(case.length > 1000 for case in drawn)
+    tails = [case for case in drawn if case.slopes == "none" and case.logit_bias == "number" and case.bias == -20.0]
+    assert any(case.q_heads * case.batch * case.length > 200 for case in tails)
+
+
+@given(case=cases_for("banded", kind="shards"))
+def test_shards_make_the_whole(case):
+    assert check(case, "banded").use <= 1
+
+
+def test_the_page_on_numerics_claims_no_more_than_the_record_holds():
+    record = json.loads((REPOSITORY / "perf/results/fuzz.json").read_text())
+    page = (REPOSITORY / "docs/numerics.md").read_text(encoding="utf-8")
+    claimed = re.search(r"\*\*([\d,]+) cases\*\* of (\d+) seeds, no alarm", page)
+    assert int(claimed[1].replace(",", "")) <= record["cases"]
+    assert int(claimed[2]) <= record["seeds"]
+    assert record["failures"] == 0
+    cases = dict.fromkeys(("cpp", "banded", "naive", "flex", "triton"), 0)
+    for name, count in record["counts"].items():
+        cases[name.split()[0]] += count["cases"]
+    for name, counted in cases.items():
+        assert int(re.search(rf"`{name}` ([\d,]+)", page[claimed.start() :])[1].replace(",", "")) <= counted, name
 
 
 def test_a_failure_is_written_whole_and_fails_again(tmp_path):
