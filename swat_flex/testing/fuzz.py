@@ -50,7 +50,7 @@ class Failure:
 
     def reproducer(self) -> str:
         """Three lines of Python that fail the same way."""
-        lines = ["from swat_flex.testing.case import Kind, SwatCase", "from swat_flex.testing.check import check"]
+        lines = ["from swat_flex.testing.case import SwatCase", "from swat_flex.testing.check import check"]
         call = f"check({self.case!r}, {self.backend!r}, {self.device!r})"
         if self.emulate is not None:
             lines.insert(0, "from swat_flex.inspection import emulated")
