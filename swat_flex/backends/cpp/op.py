@@ -30,7 +30,7 @@ class CppConfig:
     """
 
     block: int = 64
-    tile: int = 96
+    tile: int = 192
 
     def is_valid(self) -> bool:
         return 16 <= self.block <= 256 and self.block % 16 == 0 and 6 <= self.tile <= 384 and self.tile % 6 == 0
