@@ -4,8 +4,8 @@
 
 #include "vector.h"
 
-// A long sum is a sum of sums of so many terms: one chain of all of them would lose more to rounding than a matmul does.
-constexpr int64_t TERMS = 96;
+// A long sum is a sum of sums of about so many terms: one chain of all would lose more to rounding than a matmul does.
+constexpr int64_t TERMS = 64;
 
 // sum[r][c] = Σ_t a[r·row + t·step] · b[t·width + c·VW …], 0 ≤ t < n: a number of `a` times a vector of `b`.
 template <int R, int N>
@@ -13,9 +13,10 @@ static INLINE void multiply(
     V (&sum)[R * N], const float* a, int64_t row, int64_t step, const float* b, int64_t width, int64_t n) {
   V before[R * N];
   asm("" : "=m"(before));  // in memory, since only long sums use it: the registers are for `sum`
-  for (int64_t left = n;; left -= TERMS) {
+  const int64_t parts = (n + TERMS - 1) / TERMS, even = parts > 1 ? (n + parts - 1) / parts : n;
+  for (int64_t left = n;; left -= even) {
     UNROLL for (int i = 0; i < R * N; i++) sum[i] = V{};
-    for (int64_t t = std::min(TERMS, left); t > 0; t--) {
+    for (int64_t t = std::min(even, left); t > 0; t--) {
       V x[N];
       UNROLL for (int c = 0; c < N; c++) {
         V y = load(b + c * VW);
@@ -29,7 +30,7 @@ static INLINE void multiply(
       a += step;
       b += width;
     }
-    if (left <= TERMS) break;
+    if (left <= even) break;
     UNROLL for (int i = 0; i < R * N; i++) before[i] = left == n ? sum[i] : before[i] + sum[i];
   }
   if (n > TERMS) UNROLL for (int i = 0; i < R * N; i++) sum[i] += before[i];

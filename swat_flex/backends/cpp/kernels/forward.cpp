@@ -70,7 +70,8 @@ extern "C" void swat_forward(const Call* call) {
   // Runs long enough to find what was asked for ahead, short enough that threads end together.
   const int64_t run = std::min<int64_t>(8, std::max<int64_t>(1, tasks / (16 * c.threads)));
   share(c, tasks, run, [&](int64_t n, int64_t thread) {
-    attend(c, {c, n}, {c, std::min(n + 1, tasks - 1)}, {(float*)c.workspace + thread * space});
+    const int64_t next = (n + 1) % run ? n + 1 : n + 1 + run * (c.threads - 1);  // the others take a run each, most likely
+    attend(c, {c, n}, {c, std::min(next, tasks - 1)}, {(float*)c.workspace + thread * space});
   });
 }
 

@@ -81,7 +81,8 @@ static void weights(const Tile& t, Rows k, int64_t dim, float* w, Ahead& ahead) 
 constexpr int QUERY_ROWS = 4, QUERY_STRIP = WIDEST < 4 ? 3 : 4;
 
 // to[query] += factor · Σ over visible keys of w[key][query] · x[key], or = where `to` is new: the output, q's gradient.
-static __attribute__((noinline)) void add_to_queries(const Tile& t, const float* w, Rows x, int64_t dim, float factor, bool is_new, float* to) {
+static __attribute__((noinline)) void add_to_queries(
+    const Tile& t, const float* w, Rows x, int64_t dim, float factor, bool is_new, float* to) {
   const int64_t width = t.q.width, to_width = padded(dim);
   for_strips<QUERY_STRIP>(0, (int)(to_width / VW), [&](int c, auto N) {
     constexpr int strip = N.value, R = QUERY_ROWS;
