@@ -168,7 +168,7 @@ CPP = [
     Fault("cpp", "mask off by one", "tile.h", "(d <= all(left))", "(d < all(left))"),
     Fault("cpp", "sign of the slope", "tile.h", "* all(t.q.slope)", "* all(-t.q.slope)"),
     Fault("cpp", "missing scale", "forward.cpp", "c.head_dim, c.scale)", "c.head_dim, 1.f)"),
-    Fault("cpp", "wrong key head", "forward.cpp", "head / (c.q_heads / c.kv_heads)", "head % c.kv_heads"),
+    Fault("cpp", "wrong key head", "forward.cpp", "kv_head * group + n % group", "kv_head + n % group * c.kv_heads"),
     Fault("cpp", "dropped left edge", "tile.h", "(d <= all(left)) & (d >= all(-right))", "(d >= all(-right))"),
     Fault(
         "cpp",
@@ -194,6 +194,19 @@ CPP = [
         "x[i] * absolute(d + all((float)(i % strip * VW - i / strip)))",
         "x[i]",
     ),
+    Fault("cpp", "dq of the last tile alone", "backward.cpp", "c.scale, is_new, dq)", "c.scale, true, dq)"),
+    Fault("cpp", "decoding, mask off by one", "decode.cpp", "(distance <= all((", "(distance < all(("),
+    Fault("cpp", "decoding, sign of the slope", "decode.cpp", "* all(query[r].slope)", "* all(-query[r].slope)"),
+    Fault("cpp", "decoding, missing scale", "decode.cpp", "*= c.scale", "*= 1.f"),
+    Fault("cpp", "decoding, order of the ring", "decode.cpp", "(oldest + j) % c.kv_len", "j % c.kv_len"),
+    Fault(
+        "cpp",
+        "decoding, wrong key head",
+        "decode.cpp",
+        "= kv_head * p.group + r / c.q_len",
+        "= kv_head + r / c.q_len * c.kv_heads",
+    ),
+    Fault("cpp", "decoding, last part lost", "decode.cpp", "i * n < live; i++", "(i + 1) * n < live; i++"),
 ]
 
 FAULTS = [*BANDED, *TRITON, *FLEX, *(CPP if library.trouble() is None else [])]

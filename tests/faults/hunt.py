@@ -29,6 +29,8 @@ CASES = {
     ],
     "cpp": [
         SwatCase(65, 8, kv_heads=2, group=2, **BIASED),
+        SwatCase(230, 230, kv_heads=2, **BIASED),
+        SwatCase(200, 180, fewer=197, kv_heads=2, group=2, ring=4, **BIASED),
         SwatCase(40, 3, kv_heads=2, head_dim=3, logit_bias="number", bias=-12.0),
     ],
     "triton": [

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,10 +77,14 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path, name: str) -> No
     handle, temporary = tempfile.mkstemp(suffix=".part", dir=path.parent)
     try:
         os.close(handle)
-        done = _run([compiler, *flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", temporary])
-        if done.returncode != 0:
-            errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            raise BuildError(f"{compiler} failed: {_first_line(errors[0] if errors else done.stderr)}")
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor() as pool:
+            sources = sorted(SOURCES.glob("*.cpp"))
+            objects = [f"{folder}/{source.stem}.o" for source in sources]
+            commands = [[compiler, *flags, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+            for done in [*pool.map(_run, commands), _run([compiler, *flags, *objects, "-o", temporary])]:
+                if done.returncode != 0:
+                    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+                    raise BuildError(f"{compiler} failed: {_first_line(errors[0] if errors else done.stderr)}")
         with open(temporary, "r+b") as file:
             digest = _digest(name.encode(), file.read())
             file.write(digest)

@@ -52,7 +52,7 @@ def supports(problem: Problem) -> str | None:
 
 def _forward(operands: Operands) -> Tensor:
     out = empty_output(operands.q, operands.v.shape[3])
-    config = tuned.lookup(FORWARD, operands.problem()) or CppConfig()
+    config = tuned.lookup(FORWARD, operands.problem()) or FORWARD.default(operands.problem())
     _run("swat_forward", operands, config, {"out": out})
     return out
 
@@ -60,7 +60,7 @@ def _forward(operands: Operands) -> Tensor:
 def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (operands.q, operands.k, operands.v))
     sums = torch.empty(2, operands.q.shape[1], dtype=torch.float32, device="cpu")
-    config = tuned.lookup(BACKWARD, operands.problem()) or CppConfig()
+    config = tuned.lookup(BACKWARD, operands.problem()) or BACKWARD.default(operands.problem())
     tensors = {"grad": grad, "dq": dq, "dk": dk, "dv": dv}
     _run("swat_backward", operands, config, tensors, sums if per_head else None)
     return dq, dk, dv, sums
@@ -101,17 +101,18 @@ def tunables(problem: Problem) -> tuple[Tunable[CppConfig], ...]:
     return (FORWARD, BACKWARD) if problem.needs_grad else (FORWARD,)
 
 
-def _tunable(name: str) -> Tunable[CppConfig]:
+def _tunable(name: str, default: CppConfig) -> Tunable[CppConfig]:
     return Tunable(
         name=f"cpp.{name}",
         config_type=CppConfig,
         choices=lambda problem: {"block": (16, 32, 48, 64, 96, 128, 192), "tile": (48, 96, 144, 192)},
         is_valid=CppConfig.is_valid,
-        default=lambda problem: CppConfig(),
+        default=lambda problem: default,
         files=(Path(__file__), Path(build.__file__), *sorted(build.SOURCES.iterdir())),
     )
 
 
-FORWARD, BACKWARD = _tunable("forward"), _tunable("backward")
+# Long tiles are faster by 4%; the sums that make dq lose too much to rounding in them.
+FORWARD, BACKWARD = _tunable("forward", CppConfig(tile=192)), _tunable("backward", CppConfig())
 
 swat = define("cpp", _forward, _backward)

@@ -68,9 +68,6 @@ struct Plan {
   bool k_in_place, v_in_place;
   int64_t space, margin, owned;  // floats: of a thread, of a task's margins, of a key head's sums not made in place
 
-  static bool in_place(const Tensor& x, Type type, int64_t dim) {
-    return type == FLOAT32 && x.stride[3] == 1 && x.stride[2] == dim && dim % VW == 0;
-  }
   explicit Plan(const Call& c) {
     const int64_t heads = c.batch * c.kv_heads, blocks = (c.q_len + c.block - 1) / c.block;
     const int64_t least = std::max((c.left + c.right) / 2, 4 * c.block);  // margins cost less than the rows' own work
@@ -141,12 +138,31 @@ struct KeyGradients {
     const int64_t b = kv / c.kv_heads, h = kv % c.kv_heads;
     for (int64_t j = 0; j < c.kv_len; j++) {
       if (!p.k_in_place)
-        store_row(row_of(c.dk, c.type, b, h, j), dk + j * p.d, c.dk.stride[3], c.head_dim, 1.f, c.type);
+        store_row(row_of(c.dk, c.type, b, h, j), dk + j * p.d, c.dk.stride[3], c.head_dim, c.type);
       if (!p.v_in_place)
-        store_row(row_of(c.dv, c.type, b, h, j), dv + j * p.dv, c.dv.stride[3], c.value_dim, 1.f, c.type);
+        store_row(row_of(c.dv, c.type, b, h, j), dv + j * p.dv, c.dv.stride[3], c.value_dim, c.type);
     }
   }
 };
+
+// What the next block reads and writes: the next query head on the same keys, or the next rows and their further keys.
+static Ahead ahead_of(const Call& c, const KeyGradients& to, int64_t batch, int64_t head, int64_t row, int64_t end) {
+  const int64_t group = c.q_heads / c.kv_heads, kv_head = head / group, d = to.p.d, dv = to.p.dv;
+  const bool same = (head + 1) % group != 0;
+  head = same ? head + 1 : kv_head * group;
+  if (!same) row += c.block;
+  const int64_t rows = std::min(c.block, c.q_len - row);
+  const int64_t more = same ? 0 : keys_of(c, c.kv_len - c.q_len + row, rows).second - end;
+  Ahead ahead;
+  ahead.add(c.q, c.type, batch, head, row, rows, c.head_dim);
+  ahead.add(c.grad, c.type, batch, head, row, rows, c.value_dim);
+  ahead.add(c.dq, c.type, batch, head, row, rows, c.head_dim);
+  ahead.add(c.k, c.type, batch, kv_head, end, more, c.head_dim);
+  ahead.add(c.v, c.type, batch, kv_head, end, more, c.value_dim);
+  ahead.add(to.dk + end * d, more, d * 4, d * 4);
+  ahead.add(to.dv + end * dv, more, dv * 4, dv * 4);
+  return ahead;
+}
 
 // One block of queries of one head: dq whole, its part of dk, dv and of the head's two sums [slope, bias].
 static void differentiate(
@@ -154,8 +170,9 @@ static void differentiate(
     double* per_head) {
   const int64_t kv_head = head / (c.q_heads / c.kv_heads), d = to.p.d, dv = to.p.dv;
   Queries q = block_of(c, head, row);
-  float* dq = space.take(c.block * d);
-  std::fill(dq, dq + q.width * d, 0.f);
+  const bool direct = in_place(c.dq, c.type, c.head_dim) && q.rows % VW == 0;
+  float* dq = direct ? (float*)row_of(c.dq, c.type, batch, head, row) : space.take(c.block * d);
+  bool is_new = true;
   if (set_ids(c, batch, q, (int32_t*)space.take(c.block))) {
     float *transposed = space.take(c.block * d), *grads = space.take(c.block * dv);
     Rows q_rows = rows_of(c.q, c.type, batch, head, row, q.rows, c.head_dim, space.take(c.block * d));
@@ -166,6 +183,8 @@ static void differentiate(
     float *w = space.take(c.block * c.tile), *dx = space.take(c.block * c.tile);
     float *k_space = space.take(c.tile * d), *v_space = space.take(c.tile * dv);
     auto [first, end] = keys_of(c, q.first, q.rows);
+    Ahead ahead = ahead_of(c, to, batch, head, row, end);
+    ahead.spread((end - first + GROUP - 1) / GROUP);
     int64_t next;
     for (int64_t j = first; j < end; j = next) {
       next = std::min({j + c.tile, end, to.piece(chunk, j)});
@@ -175,17 +194,19 @@ static void differentiate(
       Rows v = rows_of(c.v, c.type, batch, kv_head, j, t.keys, c.value_dim, v_space);
       auto [dk_rows, dv_rows] = to.at(chunk, j);
       Sums sums{};
-      weights(t, k, c.head_dim, w);
+      weights(t, k, c.head_dim, w, ahead);
       add_to_keys(t, w, g_rows, c.value_dim, 1.f, dv_rows);
       logit_gradients(t, v, grads, c.value_dim, w, dx, per_head ? &sums : nullptr);
       add_to_keys(t, dx, q_rows, c.head_dim, c.scale, dk_rows);
-      add_to_queries(t, dx, k, c.head_dim, dq);
+      add_to_queries(t, dx, k, c.head_dim, c.scale, is_new, dq);
+      is_new = false;
       if (per_head)
         for (int i = 0; i < VW; i++) per_head[0] += sums.slope[i], per_head[1] += sums.bias[i];
     }
   }
-  for (int i = 0; i < q.rows; i++)
-    store_row(row_of(c.dq, c.type, batch, head, row + i), dq + i * d, c.dq.stride[3], c.head_dim, c.scale, c.type);
+  if (is_new) std::fill(dq, dq + q.width * d, 0.f);
+  for (int i = 0; i < q.rows && !direct; i++)
+    store_row(row_of(c.dq, c.type, batch, head, row + i), dq + i * d, c.dq.stride[3], c.head_dim, c.type);
 }
 
 // Workspace: threads' spaces, margins, owned sums, then [tasks, group, 2] doubles.
@@ -199,12 +220,16 @@ extern "C" void swat_backward(const Call* call) {
   const Call& c = *call;
   const Plan p(c);
   const int64_t heads = c.batch * c.kv_heads, group = c.q_heads / c.kv_heads;
+  on_large_pages(c.workspace, swat_backward_workspace(call));
+  on_large_pages(c.dq, c.type, c.batch, c.q_heads, c.q_len, c.head_dim);
+  on_large_pages(c.dk, c.type, c.batch, c.kv_heads, c.kv_len, c.head_dim);
+  on_large_pages(c.dv, c.type, c.batch, c.kv_heads, c.kv_len, c.value_dim);
   float* margins = (float*)c.workspace + c.threads * p.space;
   float* owned = margins + p.tasks(c) * p.margin;
   double* partial = (double*)(owned + heads * p.owned);
   std::vector<std::atomic<int64_t>> left(heads);
   for (auto& n : left) n = p.chunks;
-  share(c, p.tasks(c), [&](int64_t task, int64_t thread) {
+  share(c, p.tasks(c), 1, [&](int64_t task, int64_t thread) {
     const int64_t kv = task / p.chunks, chunk = task % p.chunks;
     const KeyGradients to(c, p, kv, margins, owned);
     double* sums = partial + task * group * 2;

@@ -1,5 +1,7 @@
 // One call as Python hands it over, and how its tasks are shared among threads.
 #pragma once
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -24,6 +26,22 @@ struct Call {  // mirrored by library.py; strides and sizes in elements, lengths
   Type type;
 };
 
+// Large pages for memory that the call is the first to write, where the system has them: faults for small ones would take
+// a tenth of the time.
+static void on_large_pages(const void* at, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t LARGE = 2 << 20;
+  const uintptr_t first = ((uintptr_t)at + LARGE - 1) / LARGE * LARGE, end = ((uintptr_t)at + bytes) / LARGE * LARGE;
+  if (first < end) madvise((void*)first, end - first, MADV_HUGEPAGE);
+#endif
+}
+static void on_large_pages(const Tensor& x, Type type, int64_t batch, int64_t heads, int64_t rows, int64_t dim) {
+  int64_t last = 0;
+  for (auto [n, stride] : {std::pair{batch, x.stride[0]}, {heads, x.stride[1]}, {rows, x.stride[2]}, {dim, x.stride[3]}})
+    last += (n - 1) * stride;
+  on_large_pages(x.data, size_of(type) * (last + 1));
+}
+
 // Floats of one task's scratch space, handed out one array after the other, each on a cache line of its own.
 struct Space {
   float* next;
@@ -34,20 +52,22 @@ struct Space {
   }
 };
 
-// f(task, thread) for every task, handed out one by one. A thread more or less changes who does a task, not the task.
+// f(task, thread) for every task, handed out in runs of neighbours. A thread more or less changes who does a task, not
+// the task.
 template <class F>
-static void share(const Call& c, int64_t tasks, F f) {
+static void share(const Call& c, int64_t tasks, int64_t run, F f) {
   struct Shared {
     F& f;
-    int64_t tasks;
+    int64_t tasks, of_run;
     std::atomic<int64_t> task{0}, thread{0};
     static void run(void* data) {
       Shared& s = *(Shared*)data;
       const int64_t me = s.thread++;
-      for (int64_t t; (t = s.task++) < s.tasks;) s.f(t, me);
+      for (int64_t first; (first = s.task.fetch_add(s.of_run)) < s.tasks;)
+        for (int64_t t = first; t < std::min(first + s.of_run, s.tasks); t++) s.f(t, me);
     }
-  } shared{f, tasks};
-  const int64_t threads = std::min(c.threads, tasks);
+  } shared{f, tasks, run};
+  const int64_t threads = std::min(c.threads, (tasks + run - 1) / run);
   if (threads <= 1) {
     Shared::run(&shared);
   } else if (c.region) {

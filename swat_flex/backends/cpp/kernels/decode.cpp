@@ -145,7 +145,7 @@ extern "C" void swat_decode(const Call* call) {
   float* parts = (float*)c.workspace + c.threads * p.space;
   std::vector<std::atomic<int64_t>> left(heads);
   for (auto& n : left) n = p.splits;
-  share(c, heads * p.splits, [&](int64_t task, int64_t thread) {
+  share(c, heads * p.splits, 1, [&](int64_t task, int64_t thread) {
     const int64_t head = task / p.splits, batch = head / c.kv_heads, live = live_of(c, batch), n = p.share(live);
     const int64_t first = task % p.splits * n;
     float *mine = parts + task * p.part, *total = parts + head * p.splits * p.part;
@@ -157,7 +157,7 @@ extern "C" void swat_decode(const Call* call) {
     for (int64_t r = 0; r < p.rows; r++) {
       const int64_t h = head % c.kv_heads * p.group + r / c.q_len;
       char* to = row_of(c.out, c.type, batch, h, r % c.q_len);
-      store_row(to, total + r * p.dv, c.out.stride[3], c.value_dim, 1.f, c.type);
+      store_row(to, total + r * p.dv, c.out.stride[3], c.value_dim, c.type);
     }
   });
 }

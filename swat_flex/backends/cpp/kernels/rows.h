@@ -78,10 +78,10 @@ static inline void load_row(float* to, const char* from, int64_t step, int64_t d
   for (int64_t d = whole; d < dim; d++) to[d] = load_one(from + d * step * size, type);
 }
 
-static inline void store_row(char* to, const float* from, int64_t step, int64_t dim, float factor, Type type) {
+static inline void store_row(char* to, const float* from, int64_t step, int64_t dim, Type type) {
   const int64_t whole = step == 1 ? dim / VW * VW : 0, size = size_of(type);
   for (int64_t d = 0; d < whole; d += VW) {
-    V x = load(from + d) * all(factor);
+    V x = load(from + d);
     if (type == FLOAT32) {
       store((float*)to + d, x);
     } else {
@@ -89,7 +89,7 @@ static inline void store_row(char* to, const float* from, int64_t step, int64_t 
       std::memcpy(to + 2 * d, &h, sizeof h);
     }
   }
-  for (int64_t d = whole; d < dim; d++) store_one(to + d * step * size, from[d] * factor, type);
+  for (int64_t d = whole; d < dim; d++) store_one(to + d * step * size, from[d], type);
 }
 
 // Float32 rows, one every `width` floats: where they lie if they can be read so, or copied to `space`.
@@ -100,10 +100,13 @@ struct Rows {
   const float* at;
   int64_t width;
 };
+static INLINE bool in_place(const Tensor& x, Type type, int64_t dim) {
+  return type == FLOAT32 && x.stride[3] == 1 && x.stride[2] == dim && dim % VW == 0;
+}
 static inline Rows rows_of(
     const Tensor& x, Type type, int64_t batch, int64_t head, int64_t first, int64_t n, int64_t dim, float* space) {
   const char* from = row_of(x, type, batch, head, first);
-  if (type == FLOAT32 && x.stride[3] == 1 && x.stride[2] == dim && dim % VW == 0) return {(const float*)from, dim};
+  if (in_place(x, type, dim)) return {(const float*)from, dim};
   const int64_t width = padded(dim);
   for (int64_t r = 0; r < n; r++)
     load_row(space + r * width, from + r * x.stride[2] * size_of(type), x.stride[3], dim, type);

@@ -1,5 +1,6 @@
 // A tile: a block of queries, which are the lanes of the vectors, times a run of keys, which are the rows.
 #pragma once
+#include "ahead.h"
 #include "block.h"
 #include "call.h"
 
@@ -27,7 +28,7 @@ struct Tile {
   }
   // Keys [first, second) that any of R queries from column i sees.
   INLINE std::pair<int, int> visible_keys(int i, int R) const {
-    const int64_t p = q.first + i - first, end = p + std::min(R, q.rows - i);
+    const int64_t p = q.first + i - first, end = p + std::max(0, std::min(R, q.rows - i));
     return {(int)std::max<int64_t>(0, p - left), (int)std::min<int64_t>(keys, end + right)};
   }
   // Whether a strip of N vectors from vector c holds a hidden pair in the R rows from r.
@@ -54,40 +55,45 @@ static INLINE void for_pieces(const Tile& t, F f) {
 }
 
 // w[key][query] = σ(logit), 0 where hidden.
-static void weights(const Tile& t, Rows k, int64_t dim, float* w) {
+static void weights(const Tile& t, Rows k, int64_t dim, float* w, Ahead& ahead) {
   const int64_t width = t.q.width;
   for_pieces(t, [&](int r, auto R, int c, auto N) {
     constexpr int rows = R.value, strip = N.value;
+    ahead.ask();
     V x[rows * strip];
     multiply<rows, strip>(x, k.at + r * k.width, k.width, 1, t.q.transposed + c * VW, width, dim);
+    float* to = w + r * width + c * VW;
+    UNROLL for (int i = 0; i < rows * strip; i++) store(to + i / strip * width + i % strip * VW, x[i]);
     V d = __builtin_convertvector(t.distance(c) - all(r), V);
-    UNROLL for (int i = 0; i < rows * strip; i++) {
-      x[i] += absolute(d + all((float)(i % strip * VW - i / strip))) * all(t.q.slope) + all(t.q.bias);
-      x[i] = sigmoid(x[i]);
-    }
-    if (t.is_cut(r, rows, c, strip))
-      UNROLL for (int i = 0; i < rows * strip; i++)
-        x[i] = t.sees(r + i / strip, c + i % strip) ? x[i] : V{};
-    UNROLL for (int i = 0; i < rows * strip; i++) store(w + (r + i / strip) * width + (c + i % strip) * VW, x[i]);
+    const bool cut = t.is_cut(r, rows, c, strip);
+    ROLLED for (int i = 0; i < rows; i++, to += width, d -= all(1.f))  // σ's constants find no room beside all of x
+      UNROLL for (int n = 0; n < strip; n++) {
+        V s = load(to + n * VW) + (absolute(d + all((float)(n * VW))) * all(t.q.slope) + all(t.q.bias));
+        s = sigmoid(s);
+        if (cut) s = t.sees(r + i, c + n) ? s : V{};
+        store(to + n * VW, s);
+      }
   });
 }
 
-// Query rows that share a pass over x: they divide a vector's lanes, so that one vector holds all their weights.
-constexpr int QUERY_ROWS = VW == 16 ? 8 : 4;
+// Query rows that share a pass over x: they divide a vector's lanes, so that one vector holds all their weights. And the
+// vectors of their register block, as wide as the registers allow.
+constexpr int QUERY_ROWS = 4, QUERY_STRIP = WIDEST < 4 ? 3 : 4;
 
-// to[query] += Σ over visible keys of w[key][query] · x[key]: the output, and q's gradient.
-static void add_to_queries(const Tile& t, const float* w, Rows x, int64_t dim, float* to) {
+// to[query] += factor · Σ over visible keys of w[key][query] · x[key], or = where `to` is new: the output, q's gradient.
+static __attribute__((noinline)) void add_to_queries(
+    const Tile& t, const float* w, Rows x, int64_t dim, float factor, bool is_new, float* to) {
   const int64_t width = t.q.width, to_width = padded(dim);
-  for_strips(0, (int)(to_width / VW), [&](int c, auto N) {
+  for_strips<QUERY_STRIP>(0, (int)(to_width / VW), [&](int c, auto N) {
     constexpr int strip = N.value, R = QUERY_ROWS;
-    for (int i = 0; i < t.q.rows; i += R) {
+    for (int i = 0; i < t.q.width; i += R) {
       auto [first, end] = t.visible_keys(i, R);
       float* p = to + i * to_width + c * VW;
       V sum[R * strip];  // of this tile alone: a sum of sums loses less to rounding than one long one
       multiply<R, strip>(sum, w + first * width + i, 1, width, x.at + first * x.width + c * VW, x.width, end - first);
       UNROLL for (int n = 0; n < R * strip; n++) {
         float* total = p + n / strip * to_width + n % strip * VW;
-        store(total, load(total) + sum[n]);
+        store(total, is_new ? sum[n] * all(factor) : load(total) + sum[n] * all(factor));
       }
     }
   });

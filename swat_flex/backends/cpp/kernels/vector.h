@@ -22,10 +22,20 @@ constexpr int VW = 4, WIDEST = 2;
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+// Left to itself, GCC reads a vector that up to four instructions use from memory for each of them.
+#if defined(__x86_64__)
+#define KEEP_IN_REGISTER(x) asm("" : "+v"(x))
+#elif defined(__aarch64__)
+#define KEEP_IN_REGISTER(x) asm("" : "+w"(x))
+#else
+#define KEEP_IN_REGISTER(x)
+#endif
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("nounroll")
 #else
 #define UNROLL _Pragma("GCC unroll 32")
+#define ROLLED _Pragma("GCC unroll 1")
 #endif
 
 // aligned(4): loads and stores through these types need no more alignment than a float
