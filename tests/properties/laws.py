@@ -83,7 +83,7 @@ def linearity(case: SwatCase, backend: Backend) -> None:
     q, k, v = copies(case)
     whole, half = run(case, backend, q, k, v), run(case, backend, q, k, v / 2)
     assert_close(whole.double() - half.double(), half, allowed(case, backend), "f(v) − f(v/2) against f(v/2)")
-    # In place: `-v` may have other strides along axes of one element, by which products choose their order of summation.
+    # In place: `-v` may have other strides along axes of one element, and products sum in another order.
     assert torch.equal(run(case, backend, q, k, v.neg_()), -whole)
 
 
