@@ -16,7 +16,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_triton_properties
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_triton(law):
-    @settings(max_examples=max(1, settings().max_examples // 12))
+    @settings(max_examples=max(1, settings().max_examples // 8))
     @given(case=cases_for("triton").filter(lambda case: case.length <= 70))
     def holds(case):
         with warnings.catch_warnings():
