@@ -181,10 +181,9 @@ CPP = [
         "cpp",
         "a key at a tile's border lost by one row in 1,000",
         "tile.h",
-        "      x[i] = sigmoid(x[i]);",
-        "      x[i] = sigmoid(x[i]);\n"
-        "      if (!r && !(i / strip))\n"
-        "        x[i] = all((int32_t)t.q.first + (c + i) * VW) + lanes() == all(1000) ? V{} : x[i];",
+        "        s = sigmoid(s);\n",
+        "        s = sigmoid(s);\n"
+        "        if (!(r + i)) s = all((int32_t)t.q.first + (c + n) * VW) + lanes() == all(1000) ? V{} : s;\n",
     ),
     Fault("cpp", "missing gradient term", "backward.cpp", "x[i] *= s * (all(1.f) - s)", "x[i] *= s"),
     Fault(

@@ -47,6 +47,19 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.backend}: {self.name}"
 
+    @property
+    def source(self) -> Path:
+        if self.backend == "cpp":
+            return build.SOURCES / self.module
+        return Path(swat_flex.__file__).parent / f"{self.module.replace('.', '/')}.py"
+
+    def changed(self) -> str:
+        """The source with the fault; AssertionError unless it fits in one place."""
+        text = self.source.read_text()
+        places = text.count(self.old)
+        assert places == 1, f"{self}: {places} places hold {self.old!r}"
+        return text.replace(self.old, self.new)
+
 
 @contextlib.contextmanager
 def planted(fault: Fault) -> Iterator[None]:
@@ -58,7 +71,7 @@ def planted(fault: Fault) -> Iterator[None]:
     names = [fault.module, *DEPENDENTS.get(fault.module, [])]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         sources = {name: Path(importlib.import_module(f"swat_flex.{name}").__file__).read_text() for name in names}
-        sources[fault.module] = _changed(fault, sources[fault.module])
+        sources[fault.module] = fault.changed()
         with contextlib.ExitStack() as loading:
             _replace(loading, swat_flex.backends.operator, "define", _define)
             _replace(loading, torch.library, "custom_op", _custom_op)
@@ -82,20 +95,13 @@ def _built(fault: Fault) -> Iterator[None]:
     """`cpp` with a library of changed kernels, built in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         kernels = Path(shutil.copytree(build.SOURCES, Path(folder) / "kernels"))
-        path = kernels / fault.module
-        path.write_text(_changed(fault, path.read_text()))
+        (kernels / fault.module).write_text(fault.changed())
         _replace(undo, build, "SOURCES", kernels)
         _replace(undo, library, "build", lambda: build.build(Path(folder) / "library", (*build.FLAGS, "-O1")))
         library._load.cache_clear()
         undo.callback(library._load.cache_clear)
         assert library.trouble() is None
         yield
-
-
-def _changed(fault: Fault, source: str) -> str:
-    places = source.count(fault.old)
-    assert places == 1, f"{fault}: {places} places hold {fault.old!r}"
-    return source.replace(fault.old, fault.new)
 
 
 def _load(undo: contextlib.ExitStack, full: str, path: Path) -> None:

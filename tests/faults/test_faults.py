@@ -34,6 +34,12 @@ def each(sample):
     return [pytest.param(str(fault), marks=marks(fault)) for fault in FAULTS]
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_it_fits_the_source(fault):
+    """In every run: the laws and the search plant most faults at night alone."""
+    assert fault.changed() != fault.source.read_text()
+
+
 SECONDS = 60  # of fuzzing, in which each fault must be found
 
 
