@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -17,7 +20,7 @@ from perf import bars, gpu_report, gpu_steps, load, picture, readme, regression,
 from perf.measure import Advance, Setting
 from perf.record import RESULTS, Record, save, surroundings
 from perf.record import load as read
-from perf.suites import SUITES, races_planned, run_suite, suite
+from perf.suites import SUITES, run_suite, suite
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,18 +49,10 @@ def main(
     if png_file is not None:
         picture.needs_matplotlib()
     before = _load_before(chosen.device.type, busy_ok)
-    with _progress() as (progress, advance):
-        progress.reset(progress.task_ids[0], total=races_planned(chosen.cases) * (len(chosen.peers) + 1))
+    with _progress(sum(len(case.passes) for case in chosen.cases) * (len(chosen.peers) + 1)) as advance:
         races = run_suite(chosen, quick, advance)
-    record = Record(
-        suite=suite_name,
-        quick=quick,
-        load_before={"cores": before.cores, "gpu_percent": before.gpu_percent},
-        busy_ok=busy_ok,
-        races=races,
-        **surroundings(str(chosen.device)),
-    )
-    finish(record, json_file, png_file)
+    about = surroundings(str(chosen.device))
+    finish(Record(suite_name, quick, load_before=before, busy_ok=busy_ok, races=races, **about), json_file, png_file)
 
 
 def finish(record: Record, json_file: Path | None, png_file: Path | None) -> None:
@@ -75,19 +70,10 @@ def finish(record: Record, json_file: Path | None, png_file: Path | None) -> Non
 def bars_(quick: Quick = False, json_file: Json = None, busy_ok: BusyOk = False) -> None:
     """Time what the kernels of a CPU are held to, all in the same rounds; within 8 minutes."""
     before = _load_before("cpu", busy_ok)
-    with _progress() as (progress, advance):
-        progress.reset(progress.task_ids[0], total=sum(len(peers) for _, _, peers in bars.contests()) + 3)
+    with _progress(sum(len(peers) for _, _, peers in bars.contests()) + 3) as advance:
         races, figures = bars.measure(Setting.of(torch.device("cpu"), quick), advance)
-    record = Record(
-        suite="bars",
-        quick=quick,
-        load_before={"cores": before.cores, "gpu_percent": None},
-        busy_ok=busy_ok,
-        races=races,
-        figures=figures,
-        **surroundings("cpu"),
-    )
-    finish(record, json_file, None)
+    about = surroundings("cpu") | {"load_before": before, "busy_ok": busy_ok}
+    finish(Record("bars", quick, races=races, figures=figures, **about), json_file, None)
 
 
 @app.command("report")
@@ -96,7 +82,10 @@ def report_(
     png_file: Png = None,
 ) -> None:
     """Print the tables of a record, and draw it again."""
-    record = _read(file)
+    try:
+        record = read(file)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
     _print(record)
     if png_file is not None:
         picture.save(picture.draw(record), png_file)
@@ -176,36 +165,30 @@ def gpu_step_(
             gpu_steps.ncu(dry_run)
 
 
-def _load_before(device: str, busy_ok: bool) -> load.Load:
+def _load_before(device: str, busy_ok: bool) -> dict[str, float | int | None]:
+    """What others use of the machine, for the record; ends the command where they disturb and nobody insists."""
     before = load.look(device)
-    try:
-        load.refuse_if_busy(before, busy_ok)
-    except load.Busy as error:
-        _fail(str(error))
+    if before.busy and not busy_ok:
+        _fail(f"{before.busy}: stop them, or measure all the same with --busy-ok, which the record will tell")
     if before.busy:
         Console(stderr=True).print(f"WARNING: {before.busy}", style="bold red")
-    return before
+    return asdict(before)
 
 
-class _progress:
+@contextmanager
+def _progress(total: int) -> Iterator[Advance]:
     """A bar on standard error where that is a terminal, else a line for every race."""
-
-    def __enter__(self) -> tuple[Progress, Advance]:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-        console = Console(stderr=True)
-        self.progress = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-        self.progress.start()
-        task, start = self.progress.add_task(""), time.monotonic()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task, start = progress.add_task("", total=total), time.monotonic()
 
         def advance(what: str) -> None:
-            self.progress.update(task, description=what, advance=1)
-            if self.progress.disable and what.endswith("rounds"):
+            progress.update(task, description=what, advance=1)
+            if progress.disable and what.endswith("rounds"):
                 print(f"{time.monotonic() - start:4.0f} s  {what}", file=sys.stderr, flush=True)
 
-        return self.progress, advance
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        yield advance
 
 
 def _console() -> Console:
@@ -216,13 +199,6 @@ def _print(record: Record) -> None:
     console = _console()
     report.show(record, console)
     console.print(report.LEGEND, style="dim", markup=False)
-
-
-def _read(file: Path) -> Record:
-    try:
-        return read(file)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
 
 
 def _fail(text: str) -> NoReturn:

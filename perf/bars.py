@@ -7,6 +7,7 @@ short ones. What no race can hold is timed right after them: a layer beside a pr
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 import tempfile
@@ -18,16 +19,15 @@ import torch
 
 from autotune import WallClock, time_together
 from perf import cases
-from perf.cases import PASSES, Case, Passes
-from perf.measure import COPY, MATMUL, Advance, Setting, run_races_together
+from perf.cases import PASSES, WORDS, Case, Passes
+from perf.measure import COPY, MATMUL, Advance, Setting, bind, run_races
 from perf.peers.ours import Swat, SwatDecode
 from perf.peers.peer import Peer
 from perf.peers.pytorch import FlexSoftmax, SdpaCausal
 from perf.record import Race, Record
 from swat_flex.problem import Backend
-from swat_flex.training import SIZES, Corpus, Trainer, TrainingConfig, read_corpus
+from swat_flex.training import SIZES, Trainer, TrainingConfig, read_corpus
 
-WORDS: dict[Passes, str] = {"forward": "forward", "both": "forward and backward"}
 LAYER, GROUPED, NARROW = cases.CPU[:3]
 MORE = cases.BARS
 # Least share of a matrix product's FLOP/s: forward, forward and backward.
@@ -40,6 +40,12 @@ SHARES = {
     "odd shape": (0.45, 0.45),
 }
 CPP, BANDED, FLEX, SDPA = "swat cpp", "swat banded", "FlexAttention softmax", "SDPA causal"
+# How many times as long others take at least.
+FASTER: tuple[tuple[Case, Passes, str, float], ...] = (
+    (LAYER, "forward", FLEX, 1.7),
+    (NARROW, "forward", FLEX, 2.5),
+    (LAYER, "both", SDPA, 5.0),
+)
 BESIDE, TRAINING = "beside a busy process", "training"
 BURN = "while True: pass"
 
@@ -60,12 +66,12 @@ def contests() -> list[tuple[Case, Passes, tuple[Peer, ...]]]:
 def measure(setting: Setting, advance: Advance) -> tuple[tuple[Race, ...], dict[str, float]]:
     """Time everything; returns the races and the figures that are none."""
     chosen = contests()
-    races, runs = run_races_together(chosen, setting, advance)
+    races = run_races(chosen, dataclasses.replace(setting, hopeless=math.inf), advance)
     named = {
-        f"{case.name}, {passes}, {name}": runs[n, name]
-        for n, (case, passes, _) in enumerate(chosen)
-        for name in (CPP, BANDED)
-        if case is LAYER and (n, name) in runs
+        f"{case.name}, {passes}, {peer.name}": bind(peer, case, passes, case.tensors(setting.device))[0]
+        for (case, passes, peers), race in zip(chosen, races, strict=True)
+        for peer in peers
+        if case is LAYER and peer.name in (CPP, BANDED) and race.row(peer.name)
     }
     advance(f"{BESIDE}, {setting.rounds} rounds")
     figures = {f"{BESIDE}, {name}": ms for name, ms in _beside(named, setting.rounds).items()}
@@ -89,15 +95,12 @@ def _training(rounds: int) -> dict[str, float]:
     settings = TrainingConfig(**{"minutes": 10.0, **SIZES["small"].training})
     corpus = read_corpus()
     backends: tuple[Backend, ...] = ("cpp", "banded")
+    models = {backend: dataclasses.replace(SIZES["small"].model, backend=backend) for backend in backends}
     with tempfile.TemporaryDirectory() as folder:
-        runs = {backend: _step(_trainer(backend, settings, corpus, Path(folder))) for backend in backends}
+        runs = {name: _step(Trainer(model, settings, corpus, Path(folder))) for name, model in models.items()}
         times = time_together(runs, WallClock(), rounds).timings
     tokens = settings.batch * settings.length
     return {f"{TRAINING}, {name}": tokens / timing.median_ms * 1e3 for name, timing in times.items()}
-
-
-def _trainer(backend: Backend, settings: TrainingConfig, corpus: Corpus, folder: Path) -> Trainer:
-    return Trainer(dataclasses.replace(SIZES["small"].model, backend=backend), settings, corpus, folder)
 
 
 def _step(trainer: Trainer) -> Callable[[], object]:
@@ -133,27 +136,33 @@ class Line:
 
 def lines(record: Record) -> list[Line]:
     """What a record says of every bar; one whose contender has no time is left out."""
-    found = _Found(record)
-    result = []
+    races = {(race.case.name, race.passes): race for race in record.races}
+    timed = {(*key, row.peer): row for key, race in races.items() for row in race.timed}
+    ms = {key: row.ms for key, row in timed.items()}
+    found: list[Line] = []
+
+    def ratio(what: str, a: float | None, b: float | None, bar: float, at_most: bool = False) -> None:
+        if a is not None and b is not None:
+            found.append(Line(what, a / b, bar, at_most))
+
     for name, bars in SHARES.items():
         for passes, bar in zip(PASSES, bars, strict=True):
-            result.append((f"{name}, {WORDS[passes]}: share of matmul", found.share(name, passes), bar, False))
-    layer, narrow, both = LAYER.name, NARROW.name, WORDS["both"]
-    result += [
-        (f"{layer}, forward: faster than {FLEX}", found.ratio(layer, "forward", FLEX), 1.7, False),
-        (f"{narrow}, forward: faster than {FLEX}", found.ratio(narrow, "forward", FLEX), 2.5, False),
-        (f"{layer}, {both}: faster than {SDPA}", found.ratio(layer, "both", SDPA), 5.0, False),
-    ]
+            if row := timed.get((name, passes, CPP)):
+                product = races[name, passes].ceilings[MATMUL]
+                ratio(f"{name}, {WORDS[passes]}: share of matmul", row.flops_per_second, product.per_second, bar)
+    for case, passes, peer, bar in FASTER:
+        a, b = ms.get((case.name, passes, peer)), ms.get((case.name, passes, CPP))
+        ratio(f"{case.name}, {WORDS[passes]}: faster than {peer}", a, b, bar)
     for passes in PASSES:
-        words, alone = WORDS[passes], found.ms(layer, passes)
-        beside = record.figures.get(f"{BESIDE}, {layer}, {passes}, {CPP}")
-        result += [
-            (f"bfloat16 over float32, {words}", _over(found.ms("16 bits", passes), alone), 1.2, True),
-            (f"32,768 tokens over 4,096, {words}", _over(found.ms("long", passes), alone), 8.8, True),
-            (f"{BESIDE} over alone, {words}", _over(beside, alone), 2.5, True),
-        ]
-    result.append(("decoding step: bytes of keys and values over a copy's read rate", found.read_rate(), 0.6, False))
-    return [Line(what, value, bar, at_most) for what, value, bar, at_most in result if value is not None]
+        words, alone = WORDS[passes], ms.get((LAYER.name, passes, CPP))
+        beside = record.figures.get(f"{BESIDE}, {LAYER.name}, {passes}, {CPP}")
+        ratio(f"bfloat16 over float32, {words}", ms.get(("16 bits", passes, CPP)), alone, 1.2, at_most=True)
+        ratio(f"32,768 tokens over 4,096, {words}", ms.get(("long", passes, CPP)), alone, 8.8, at_most=True)
+        ratio(f"{BESIDE} over alone, {words}", beside, alone, 2.5, at_most=True)
+    if row := timed.get(("step", "forward", "swat_decode cpp")):
+        read = races["step", "forward"].ceilings[COPY].per_second / 2  # a copy reads half of what it moves
+        ratio("decoding step: bytes of keys and values over a copy's read rate", row.bytes_per_second, read, 0.6)
+    return found
 
 
 def notes(record: Record) -> list[str]:
@@ -161,33 +170,3 @@ def notes(record: Record) -> list[str]:
     speed = {name: record.figures.get(f"{TRAINING}, {name}") for name in ("cpp", "banded")}
     told = ", ".join(f"{tokens:,.0f} tokens per second with {name}" for name, tokens in speed.items() if tokens)
     return [f"`swat-flex train`, the small model: {told}."] if told else []
-
-
-class _Found:
-    """Times of a record by case and passes; None for who has none."""
-
-    def __init__(self, record: Record) -> None:
-        self.races = {(race.case.name, race.passes): race for race in record.races}
-
-    def ms(self, name: str, passes: Passes, peer: str = CPP) -> float | None:
-        race = self.races.get((name, passes))
-        row = race and race.row(peer)
-        return row.ms if row else None
-
-    def ratio(self, name: str, passes: Passes, peer: str) -> float | None:
-        return _over(self.ms(name, passes, peer), self.ms(name, passes))
-
-    def share(self, name: str, passes: Passes) -> float | None:
-        race = self.races.get((name, passes))
-        row = race and race.row(CPP)
-        return row.flops / row.ms * 1e3 / race.ceilings[MATMUL].per_second if race and row else None
-
-    def read_rate(self) -> float | None:
-        """A copy reads half of what it moves."""
-        race = self.races.get(("step", "forward"))
-        row = race and race.row("swat_decode cpp")
-        return row.bytes / row.ms * 1e3 / (race.ceilings[COPY].per_second / 2) if race and row else None
-
-
-def _over(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a / b

@@ -13,6 +13,7 @@ from swat_flex.window import Window
 
 Passes = Literal["forward", "both"]  # both: forward and backward
 PASSES: tuple[Passes, ...] = ("forward", "both")
+WORDS: dict[Passes, str] = {"forward": "forward", "both": "forward and backward"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ class Definition:
         """Count (useful FLOPs, least bytes); what a decoding step need not read does not count."""
         problem = self.problem(case, torch.device("cpu"))
         if self.window is not None:
-            problem = replace(
-                problem, kv_len=min(case.kv_len, case.q_len + Window.of(self.window).clamped(1, 2**62)[0])
-            )
+            left, _ = Window.of(self.window).clamped(1, 2**62)
+            problem = replace(problem, kv_len=min(case.kv_len, case.q_len + left))
         flops, moved = problem.flops(), problem.bytes()
         if passes == "both":
             flops, moved = flops + problem.flops(backward=True), moved + problem.bytes(backward=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 FORMULA = (
     "Bytes that the busiest device receives in one layer's forward, with t = B·Hkv·(D + Dv)·bytes per token of length: "
@@ -12,8 +12,9 @@ FORMULA = (
     "gradients), all-gather 2× (keys and values, and the reduce-scatter of their gradients). "
     "Held for them: halo W − 1 tokens, ring 2·L/N, all-gather L. Computed, not measured."
 )
-EXAMPLE = {"length": 2**20, "window": 4096, "batch": 1, "kv_heads": 8, "head_dim": 128, "item": 2}
+LENGTH, WINDOW, KV_HEADS, HEAD_DIM = 2**20, 4096, 8, 128  # of the table's layer, one row in bfloat16
 DEVICES = (2, 4, 8, 16, 32, 64)
+COLUMNS = ("devices", "halo MiB", "ring MiB", "all-gather MiB", "ring / halo", "held: halo", "ring", "all-gather")
 
 
 def token_bytes(batch: int, kv_heads: int, head_dim: int, value_dim: int, item: int) -> int:
@@ -35,29 +36,16 @@ def ring_bytes(devices: int, length: int, per_token: int) -> int:
 
 
 def table() -> Table:
-    """Forward bytes of one layer of `EXAMPLE`, for several numbers of devices."""
-    e = EXAMPLE
-    per_token = token_bytes(e["batch"], e["kv_heads"], e["head_dim"], e["head_dim"], e["item"])
-    title = (
-        f"Received per device and layer, forward: L {e['length']:,}, W {e['window']:,}, {e['kv_heads']} key heads of "
-        f"{e['head_dim']}, bfloat16"
-    )
-    page = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    for column in (
-        "devices",
-        "halo MiB",
-        "ring MiB",
-        "all-gather MiB",
-        "ring / halo",
-        "held: halo",
-        "ring",
-        "all-gather",
-    ):
-        page.add_column(column, justify="right")
+    """Forward bytes of one layer, for several numbers of devices."""
+    per_token = token_bytes(1, KV_HEADS, HEAD_DIM, HEAD_DIM, 2)
+    layer = f"L {LENGTH:,}, W {WINDOW:,}, {KV_HEADS} key heads of {HEAD_DIM}, bfloat16"
+    columns = (Column(name, justify="right") for name in COLUMNS)
+    title = f"Received per device and layer, forward: {layer}"
+    page = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for devices in DEVICES:
-        halo = halo_bytes(devices, e["length"], e["window"], per_token)
-        ring = ring_bytes(devices, e["length"], per_token)
-        held = (halo, 2 * e["length"] // devices * per_token, e["length"] * per_token)
-        mib = [f"{size / 2**20:,.0f}" for size in (halo, ring, ring)]
-        page.add_row(f"{devices}", *mib, f"{ring / halo:,.0f}×", *(f"{size / 2**20:,.0f}" for size in held))
+        halo = halo_bytes(devices, LENGTH, WINDOW, per_token)
+        ring = ring_bytes(devices, LENGTH, per_token)
+        held = (halo, 2 * LENGTH // devices * per_token, LENGTH * per_token)
+        received, kept = ([f"{size / 2**20:,.0f}" for size in sizes] for sizes in ((halo, ring, ring), held))
+        page.add_row(f"{devices}", *received, f"{ring / halo:,.0f}×", *kept)
     return page

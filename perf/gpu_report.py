@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from perf.cases import GPU_REPORT
+from perf.cases import GPU_REPORT, Case, Passes
 from perf.record import SCHEMA, Record, save, slug
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +86,10 @@ def plan(dry: bool = False) -> list[Step]:
     def ours(name: str, seconds: float, *words: str) -> Step:
         return Step(name, (sys.executable, "-m", "perf", "gpu-step", *words, *flags), seconds)
 
+    def race(case: Case, passes: Passes) -> Step:
+        words = ("race", case.name, passes, "--seconds", "{seconds}")
+        return ours(f"race, {case.name}, {passes}", 30 if case.decodes else 60, *words)
+
     def tests(name: str, seconds: float, mark: str, words: str) -> Step:
         several = importlib.util.find_spec("xdist") is not None and not dry
         parallel = ("-n", str(TEST_PROCESSES), "--dist", "loadgroup") if several else ()
@@ -94,37 +98,16 @@ def plan(dry: bool = False) -> list[Step]:
 
     case = GPU_REPORT[0]
     shape = f"{case.batch},{case.q_heads},{case.kv_heads},{case.q_len},{case.head_dim}"
-    tuned: tuple[str, ...] = (
-        "--shape",
-        shape,
-        "--window",
-        str(case.window),
-        "--dtype",
-        "bf16",
-        "--backward",
-        "--backend",
-        "triton",
-    )
+    tuned = f"--shape {shape} --window {case.window} --dtype bf16 --backward --backend triton"
     if dry:
-        tuned = ("--shape", "1,2,2,64,16", "--window", "16")
-    tuning = (sys.executable, "-m", "swat_flex", "tune", *tuned, "--seconds", "1" if dry else f"{TUNING_SECONDS:.0f}")
+        tuned = "--shape 1,2,2,64,16 --window 16"
+    seconds = "1" if dry else f"{TUNING_SECONDS:.0f}"
+    tuning = (sys.executable, "-m", "swat_flex", "tune", *tuned.split(), "--seconds", seconds)
     steps = [
         ours("versions", 20, "versions"),
         *(ours(f"first calls, {name}", 40, "first", name) for name in ("triton", "flex", "decode")),
         tests("tests, bfloat16", 240, "gpu", "bfloat16 or not (float16 or float32)"),
-        *(
-            ours(
-                f"race, {case.name}, {passes}",
-                30 if case.decodes else 60,
-                "race",
-                case.name,
-                passes,
-                "--seconds",
-                "{seconds}",
-            )
-            for case in GPU_REPORT
-            for passes in case.passes
-        ),
+        *(race(case, passes) for case in GPU_REPORT for passes in case.passes),
         ours("ncu", 60, "ncu"),
         tests("tests, other dtypes", 150, "gpu", "not bfloat16 and (float16 or float32)"),
         tests("tests, sanitizer", 100, "sanitizer", "sanitizer"),

@@ -16,21 +16,13 @@ import torch
 
 from perf import load
 from perf.cases import GPU_REPORT, Passes, pretend
-from perf.measure import Entrant, Setting, admit, run_race
+from perf.measure import Entrant, Setting, admit, run_races
 from perf.peers import GPU_ATTENTION, GPU_DECODING, Peer
 from perf.peers.ours import Swat, SwatDecode
-from perf.record import surroundings
+from perf.record import Row, surroundings
 
-NCU = (
-    "ncu",
-    "--clock-control",
-    "none",
-    "--kernel-name",
-    "regex:(forward|query_gradient|key_gradients)_kernel",
-    "--set",
-    "detailed",
-    "--csv",
-)
+KERNELS = "regex:(forward|query_gradient|key_gradients)_kernel"
+NCU = f"ncu --clock-control none --kernel-name {KERNELS} --set detailed --csv".split()
 
 
 def tell(**row: Any) -> None:
@@ -53,9 +45,8 @@ def versions(dry: bool) -> None:
     """Tell device, versions, load, and which contender is there."""
     device = place(dry)
     found = load.look(device.type)
-    before = {"cores": found.cores, "gpu_percent": found.gpu_percent}
     about = surroundings(str(device))
-    tell(surroundings={**about, "device": asdict(about["device"]), "load_before": before, "busy_ok": True})
+    tell(surroundings={**about, "device": asdict(about["device"]), "load_before": asdict(found), "busy_ok": True})
     tell(python=platform.python_version(), cuda=torch.version.cuda, busy=found.busy)
     for peer in (*GPU_ATTENTION, *GPU_DECODING):
         tell(peer=peer.name, missing=peer.available(device))
@@ -70,7 +61,7 @@ def first(name: str, dry: bool) -> None:
     peer: Peer = SwatDecode() if name == "decode" else Swat("banded" if dry else name)  # type: ignore[arg-type]  # a name
     for passes in case.passes:
         found = admit(peer, case, passes, case.tensors(device), device)
-        tell(case=asdict(case), passes=passes, **_admitted(found))
+        tell(case=asdict(case), passes=passes, **_result(found))
 
 
 def race(name: str, passes: Passes, seconds: float, dry: bool) -> None:
@@ -80,20 +71,18 @@ def race(name: str, passes: Passes, seconds: float, dry: bool) -> None:
     case = pretend(case) if dry else case
     setting = Setting(device, 2, sizes=(64, 2**16)) if dry else Setting.of(device, quick=False)
     peers = GPU_DECODING if case.decodes else GPU_ATTENTION
-    found = run_race(
-        case, passes, peers, setting,
+    (found,) = run_races(
+        [(case, passes, peers)], setting,
         told=lambda peer, what: tell(case=case.name, passes=passes, peer=peer, **_result(what)),
         until=time.monotonic() + 0.8 * seconds,
     )  # fmt: skip
     tell(race=asdict(found))
 
 
-def _result(what: Any) -> dict[str, Any]:
+def _result(found: Entrant | Row | float) -> dict[str, Any]:
     """A sample in ms, or how a contender was admitted."""
-    return {"ms": what} if isinstance(what, float) else _admitted(what)
-
-
-def _admitted(found: Any) -> dict[str, Any]:
+    if isinstance(found, float):
+        return {"ms": found}
     if isinstance(found, Entrant):
         checked = found.checked
         return {"status": "right", "errors": checked.errors, "use": checked.use, "first_call_s": found.first_call}

@@ -14,10 +14,6 @@ GPU_PERCENT = 5
 STAT = Path("/proc/stat")
 
 
-class Busy(RuntimeError):
-    """Others load the machine."""
-
-
 @dataclass(frozen=True)
 class Load:
     """What others used meanwhile.
@@ -61,12 +57,6 @@ def look(device: str, seconds: float = 1.0) -> Load:
     meter = Meter()
     time.sleep(seconds)
     return Load(meter.read(), _gpu_percent() if device == "cuda" else None)
-
-
-def refuse_if_busy(load: Load, allowed: bool) -> None:
-    """Raise `Busy` unless the user knows."""
-    if load.busy and not allowed:
-        raise Busy(f"{load.busy}: stop them, or measure all the same with --busy-ok, which the record will tell")
 
 
 def _busy_seconds() -> float | None:

@@ -1,4 +1,4 @@
-"""One race: prepare the contenders, check them, count their memory, then time them in turn with the ceilings."""
+"""Races: prepare the contenders, check them, count their memory, then time them in turn with the ceilings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autotune import Times, clock_for, time_together
+from autotune import Timing, clock_for, time_together
 from autotune.memory import peak_bytes
 from perf.cases import Case, Passes
 from perf.check import Checked, check
@@ -59,99 +59,62 @@ class Entrant:
     leaves: tuple[Tensor, Tensor, Tensor]
 
 
-def run_race(
-    case: Case, passes: Passes, peers: Sequence[Peer], setting: Setting, advance: Advance = lambda _: None,
+def run_races(
+    contests: Sequence[tuple[Case, Passes, Sequence[Peer]]], setting: Setting, advance: Advance = lambda _: None,
     told: Callable[[str, Entrant | Row | float], object] = lambda *_: None, until: float = math.inf,
-) -> Race:  # fmt: skip
-    """Time every peer that is installed, supports the case and is right.
+) -> tuple[Race, ...]:  # fmt: skip
+    """Time every peer that is installed, supports its case and is right; a race for each contest.
+
+    All of them are timed in the same rounds, so that any two times compare, beside the ceilings of the first one's
+    dtype.
 
     Args:
-        case: sizes.
-        passes: what is timed.
-        peers: the contenders.
+        contests: sizes, what is timed, the contenders.
         setting: rounds and ceilings.
         advance: told in words what is being done.
         told: told of each admission and of each sample in ms as soon as it is there, by the contender's name.
         until: time.monotonic() after which nobody more is admitted, and no further round begins.
     """
-    tensors = case.tensors(setting.device)
-    rows: dict[str, Row] = {}
-    entrants: dict[str, Entrant] = {}
-    for peer in peers:
-        advance(f"{case.name}, {passes}: {peer.name}")
-        found: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
-        if time.monotonic() < until:
-            found = admit(peer, case, passes, tensors, setting.device)
-        told(peer.name, found)
-        if isinstance(found, Entrant):
-            entrants[peer.name] = found
-        else:
-            rows[peer.name] = found
-    advance(f"{case.name}, {passes}: {setting.rounds} rounds")
-    runs = {name: entrant.run for name, entrant in entrants.items()} | _ceilings(case, setting)
-    meter = Meter()
-    # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
-    clock = clock_for(setting.device, graphs=passes == "forward")
-    times = time_together(
-        runs, clock, setting.rounds, setting.hopeless,
-        on_sample=lambda name, ms: None if ms is None else told(name, ms), go_on=lambda: time.monotonic() < until,
-    )  # fmt: skip
-    others = meter.read()
-    for name, entrant in entrants.items():
-        rows[name] = _timed_row(entrant, case, passes, times)
-    return _finished(case, passes, peers, rows, setting, times, others)
-
-
-def run_races_together(
-    contests: Sequence[tuple[Case, Passes, Sequence[Peer]]], setting: Setting, advance: Advance = lambda _: None
-) -> tuple[tuple[Race, ...], dict[tuple[int, str], Callable[[], object]]]:
-    """Hold several races in the same rounds on a CPU, so that any two times compare.
-
-    Returns:
-        The races, and the runs behind their times by (number of the race, contender).
-    """
-    admitted: dict[tuple[int, str], Entrant] = {}
-    rows: list[dict[str, Row]] = [{} for _ in contests]
+    rows: dict[tuple[int, str], Row] = {}
+    entrants: dict[tuple[int, str], Entrant] = {}
     for n, (case, passes, peers) in enumerate(contests):
         tensors = case.tensors(setting.device)
         for peer in peers:
             advance(f"{case.name}, {passes}: {peer.name}")
-            found = admit(peer, case, passes, tensors, setting.device)
+            found: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
+            if time.monotonic() < until:
+                found = admit(peer, case, passes, tensors, setting.device)
+            told(peer.name, found)
             if isinstance(found, Entrant):
-                admitted[n, peer.name] = found
+                entrants[n, peer.name] = found
             else:
-                rows[n][peer.name] = found
-    advance(f"{setting.rounds} rounds")
-    runs = {key: entrant.run for key, entrant in admitted.items()}
+                rows[n, peer.name] = found
+    first, passes, _ = contests[0]
+    what = f"{first.name}, {passes}: " if len(contests) == 1 else ""
+    advance(f"{what}{setting.rounds} rounds")
+    limits = _ceilings(first, setting)
+    runs = {key: entrant.run for key, entrant in entrants.items()} | {(-1, name): x.run for name, x in limits.items()}
     meter = Meter()
-    ceilings = {(-1, name): run for name, run in _ceilings(contests[0][0], setting).items()}
-    times = time_together(runs | ceilings, clock_for(setting.device), setting.rounds)
+    # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
+    times = time_together(
+        runs, clock_for(setting.device, graphs=passes == "forward"), setting.rounds, setting.hopeless,
+        on_sample=lambda key, ms: None if ms is None else told(key[1], ms), go_on=lambda: time.monotonic() < until,
+    )  # fmt: skip
     others = meter.read()
+    ceilings = {
+        name: Ceiling(limit.what, limit.amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
+        for name, limit in limits.items()
+        if (timing := times.timings.get((-1, name))) is not None
+    }
+    for (n, name), entrant in entrants.items():
+        case, passes, _ = contests[n]
+        left = times.timings.get((n, name)) or times.failed.get((n, name), "left the race")
+        rows[n, name] = _timed_row(entrant, case, passes, left)
     races = []
     for n, (case, passes, peers) in enumerate(contests):
-        own = Times(
-            times.clock,
-            {name: timing for (m, name), timing in times.timings.items() if m in (n, -1)},
-            {name: reason for (m, name), reason in times.failed.items() if m in (n, -1)},
-        )
-        for (m, name), entrant in admitted.items():
-            if m == n:
-                rows[n][name] = _timed_row(entrant, case, passes, own)
-        races.append(_finished(case, passes, peers, rows[n], setting, own, others, contests[0][0]))
-    return tuple(races), runs
-
-
-def _finished(
-    case: Case, passes: Passes, peers: Sequence[Peer], rows: dict[str, Row], setting: Setting, times: Times[str],
-    others: float | None, ceilings_of: Case | None = None,
-) -> Race:  # fmt: skip
-    ceilings = {
-        name: Ceiling(what, amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
-        for name, what, amount in _ceiling_work(ceilings_of or case, setting)
-        if (timing := times.timings.get(name)) is not None
-    }
-    rows_in_order = tuple(rows[peer.name] for peer in peers)
-    return Race(case, passes, times.clock, _chosen(case, peers, rows, setting), others, ceilings, rows_in_order)
+        own = tuple(rows[n, peer.name] for peer in peers)
+        races.append(Race(case, passes, times.clock, _chosen(case, peers, own, setting), others, ceilings, own))
+    return tuple(races)
 
 
 def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], device: torch.device) -> Entrant | Row:
@@ -164,7 +127,8 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         began = time.perf_counter()
         run, forward, leaves = bind(peer, case, passes, tensors)
         run()
-        _wait(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         first_call = time.perf_counter() - began
         checked = check(peer, case, leaves, forward, passes)
         if not checked.right:
@@ -175,11 +139,6 @@ def admit(peer: Peer, case: Case, passes: Passes, tensors: tuple[Tensor, ...], d
         return Row(**base, status="failed", reason=one_line(error))
     finally:
         gc.collect()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _identity(peer: Peer, case: Case) -> dict[str, Any]:
@@ -204,14 +163,16 @@ def bind(
     return lambda: torch.autograd.grad(forward(), (q, k, v), grad), forward, (q, k, v)
 
 
-def _ceiling_work(case: Case, setting: Setting) -> list[tuple[str, str, float]]:
-    """(name, what it is, FLOPs or bytes of one run)."""
-    edge, size = setting.sizes
-    product = (MATMUL, f"torch.matmul {edge:,}³ {case.dtype}", 2.0 * edge**3)
-    return [product, (COPY, f"copy of {size / 2**20:,.0f} MiB, read and written", 2.0 * size)]
+@dataclass(frozen=True)
+class Limit:
+    """What a ceiling is, the FLOPs or bytes of one run, and the run."""
+
+    what: str
+    amount: float
+    run: Callable[[], object]
 
 
-def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
+def _ceilings(case: Case, setting: Setting) -> dict[str, Limit]:
     edge, size = setting.sizes
     # A generator of its own: the device's may be the one that a failed capture spoiled.
     draw = torch.Generator(setting.device).manual_seed(3)
@@ -219,40 +180,33 @@ def _ceilings(case: Case, setting: Setting) -> dict[str, Callable[[], object]]:
     product = torch.empty_like(a)
     source = torch.ones(size, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
-    return {MATMUL: lambda: torch.mm(a, b, out=product), COPY: lambda: target.copy_(source)}
+    return {
+        MATMUL: Limit(f"torch.matmul {edge:,}³ {case.dtype}", 2.0 * edge**3, lambda: torch.mm(a, b, out=product)),
+        COPY: Limit(f"copy of {size / 2**20:,.0f} MiB, read and written", 2.0 * size, lambda: target.copy_(source)),
+    }
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, times: Times[str]) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, found: Timing | str) -> Row:
+    """The row of who was admitted: its times, or why it has none."""
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
-    timing = times.timings.get(peer.name)
-    if timing is None:
-        return Row(**base, status="failed", reason=times.failed.get(peer.name, "left the race"))
+    if isinstance(found, str):
+        return Row(**base, status="failed", reason=found)
     flops, moved = peer.definition(case).work(case, passes)
     with torch.set_grad_enabled(passes == "both"):
-        configured = peer.configured(case, *entrant.leaves)
+        configuration, source = peer.configured(case, *entrant.leaves)
     return Row(
-        **base,
-        status="timed",
-        median_ms=timing.median_ms,
-        spread=timing.spread,
-        rounds=timing.rounds,
-        flops=flops,
-        bytes=moved,
-        peak_bytes=entrant.peak,
-        errors=checked.errors,
-        use=checked.use,
-        allowed=checked.allowed,
-        configuration=configured.configuration,
-        source=configured.source,
+        **base, **asdict(found), status="timed", flops=flops, bytes=moved, peak_bytes=entrant.peak,
+        errors=checked.errors, use=checked.use, allowed=checked.allowed, configuration=configuration, source=source,
         first_call=entrant.first_call,
-    )
+    )  # fmt: skip
 
 
-def _chosen(case: Case, peers: Sequence[Peer], rows: dict[str, Row], setting: Setting) -> str:
+def _chosen(case: Case, peers: Sequence[Peer], rows: Sequence[Row], setting: Setting) -> str:
     """The contender whom speed-ups are of: `swat_decode` where it runs, else what `backend="auto"` takes."""
     names = ["swat_decode"]
     swat = next((peer for peer in peers if peer.name.startswith("swat ")), None)
     if swat is not None:
         names.append(f"swat {dispatch.choose(swat.definition(case).problem(case, setting.device)).backend}")
-    return next((name for name in names if name in rows and rows[name].status == "timed"), "")
+    timed = [row.peer for row in rows if row.status == "timed"]
+    return next((name for name in names if name in timed), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perf.cases import PASSES as ORDER
@@ -45,9 +46,8 @@ def draw(record: Record) -> Figure:
     """Scaling suites: time against length and window, memory against length, roofline. Others: times, roofline."""
     needs_matplotlib()
     figure = _scaling(record) if record.suite == "scaling" else _suite(record)
-    device = record.device
     versions = f"torch {record.versions['torch']}, commit {record.commit}, {record.created[:10]}"
-    figure.suptitle(f"{device.name}, {units_of(record)}; {versions}; suite {record.suite}", fontsize=11)
+    figure.suptitle(f"{record.device.name}, {units_of(record)}; {versions}; suite {record.suite}", fontsize=11)
     return figure
 
 
@@ -61,31 +61,25 @@ def _scaling(record: Record) -> Figure:
     figure = _figure(15, 10.5)
     axes = figure.subplots(2, 2)
     both: Passes = "both" if any(race.passes == "both" for race in record.races) else "forward"
-    _lines(axes[0, 0], _by_pass(record, "length"), "length (tokens)", "ms")
-    axes[0, 0].set_title("Time against length, window 512; dotted: extrapolated, not measured", loc="left", fontsize=10)
-    _lines(axes[0, 1], _by_pass(record, "window"), "window (keys)", "ms")
-    axes[0, 1].set_title("Time against window", loc="left", fontsize=10)
+    against_length = {(peer, p): points for p in ORDER for peer, points in lengths(record, p).items()}
+    against_window = {(peer, p): points for p in ORDER for peer, points in series(record, "window", p).items()}
     memory = {
-        peer: [Point(p.x, p.peak_bytes / 2**20, None, True) for p in points if p.peak_bytes]
+        (peer, both): [replace(p, ms=p.peak_bytes / 2**20) for p in points if p.peak_bytes]
         for peer, points in series(record, "length", both).items()
     }
-    _lines(axes[1, 0], {(peer, both): points for peer, points in memory.items() if points}, "length (tokens)", "MiB")
+    memory = {line: points for line, points in memory.items() if points}
+    title = "Time against length, window 512; dotted: extrapolated, not measured"
+    _lines(axes[0, 0], title, against_length, "length (tokens)", "ms")
+    _lines(axes[0, 1], "Time against window", against_window, "window (keys)", "ms")
     title = f"Peak memory beyond the inputs, {PASSES[both]}, window 512"
-    axes[1, 0].set_title(title, loc="left", fontsize=10)
+    _lines(axes[1, 0], title, memory, "length (tokens)", "MiB")
     _roofline(axes[1, 1], [race for race in record.races if race.case.axis == "window"])
     return figure
 
 
-def _by_pass(record: Record, axis: str) -> dict[tuple[str, str], list[Point]]:
-    found: dict[tuple[str, str], list[Point]] = {}
-    for passes in ORDER:
-        every = lengths(record, passes) if axis == "length" else series(record, axis, passes)
-        found |= {(peer, passes): points for peer, points in every.items()}
-    return found
-
-
-def _lines(panel: Axes, found: dict[tuple[str, str], list[Point]], across: str, up: str) -> None:
+def _lines(panel: Axes, title: str, found: dict[tuple[str, Passes], list[Point]], across: str, up: str) -> None:
     """One line per contender and pass; forward dashed, both solid; named at its end."""
+    panel.set_title(title, loc="left", fontsize=10)
     labels = []
     for (peer, passes), points in found.items():
         colour, style = COLOURS.get(peer, THEIRS), "-" if passes == "both" else "--"
@@ -94,17 +88,11 @@ def _lines(panel: Axes, found: dict[tuple[str, str], list[Point]], across: str, 
         beyond = [measured[-1], *(p for p in points if not p.measured)]
         if len(beyond) > 1:
             panel.plot(
-                [p.x for p in beyond],
-                [p.ms for p in beyond],
-                color=colour,
-                linestyle=":",
-                marker="o",
-                markevery=slice(1, None),  # the first point was measured
-                mfc="white",
-                ms=4,
-            )
+                [p.x for p in beyond], [p.ms for p in beyond], color=colour, linestyle=":", marker="o", mfc="white",
+                markevery=slice(1, None), ms=4,  # the first point was measured
+            )  # fmt: skip
         labels.append((beyond[-1].x, beyond[-1].ms, f"{peer}, {PASSES[passes]}", colour))
-    panel.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+    panel.set(yscale="log", xlabel=across, ylabel=up)
     ticks = sorted({p.x for points in found.values() for p in points})
     panel.set_xscale("log", base=2)
     panel.set_xticks(ticks, [_short(x) for x in ticks])
@@ -117,14 +105,14 @@ def _lines(panel: Axes, found: dict[tuple[str, str], list[Point]], across: str, 
 
 def _short(n: int) -> str:
     """65,536 as 64k."""
-    if n >= 2**20 and n % 2**20 == 0:
-        return f"{n // 2**20}M"
-    return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n}"
+    for size, unit in ((2**20, "M"), (2**10, "k")):
+        if n % size == 0:
+            return f"{n // size}{unit}"
+    return f"{n}"
 
 
-def _name_at_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]], size: float = 8.5) -> None:
+def _name_at_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Names in a column right of the panel, in the order of height, apart from each other, with leaders."""
-    leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6}
     low, high = (math.log(y) for y in panel.get_ylim())
     step = 0.052
     order = sorted(labels, key=lambda label: label[1])
@@ -136,9 +124,10 @@ def _name_at_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]],
     for i in range(len(heights) - 2, -1, -1):
         heights[i] = min(heights[i], heights[i + 1] - step)
     for (x, y, text, colour), height in zip(order, heights, strict=True):
+        leader = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.6, "color": colour}
         panel.annotate(
-            text, (x, y), (1.03, height), xycoords="data", textcoords="axes fraction", fontsize=size, color=colour,
-            va="center", annotation_clip=False, arrowprops={**leader, "color": colour},
+            text, (x, y), (1.03, height), xycoords="data", textcoords="axes fraction", fontsize=8.5, color=colour,
+            va="center", annotation_clip=False, arrowprops=leader,
         )  # fmt: skip
 
 
@@ -188,14 +177,18 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
     panel.set_title("Roofline: measured limits, and what each one reached", loc="left", fontsize=10)
     if not races:
         return
-    every = [(row.flops / row.bytes, row.flops / row.ms / 1e6) for race in races for row in race.timed]
+    every: list[tuple[float, float]] = []
+    named: dict[str, list[tuple[float, float]]] = {}  # ours, forward first, by case
     for race in races:
+        marker = "o" if race.passes == "forward" else "s"
         for row in race.timed:
-            x, y = row.flops / row.bytes, row.flops / row.ms / 1e6
-            marker = "o" if race.passes == "forward" else "s"
+            x, y = row.flops / row.bytes, row.flops_per_second / 1e9
+            every.append((x, y))
             mine = row.peer == race.chosen
             panel.plot(x, y, marker, color=OURS if mine else FAINT, ms=11 if mine else 5, zorder=3 if mine else 2)
-    named = _ours(races)
+            if mine:
+                name = f"W {race.case.window:,}" if race.case.axis == "window" else race.case.name
+                named.setdefault(name, []).append((x, y))
     for number, points in enumerate(named.values(), 1):
         panel.plot(*zip(*points, strict=True), color=OURS, lw=0.8, alpha=0.6)
         for x, y in points:
@@ -211,15 +204,9 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
     panel.plot(xs, [min(product.per_second, x * copy.per_second) / 1e9 for x in xs], color="black", lw=1.2)
     panel.set(xscale="log", yscale="log", xlabel="useful FLOPs per byte of least traffic", ylabel="useful GFLOP/s")
     panel.set_xlim(left, right)
-    panel.set_ylim(min(y for _, y in every) / 2, product.per_second / 1e9 * 2.2)
-    roof: dict[str, Any] = {"fontsize": 8, "va": "bottom"}
-    panel.text(
-        right,
-        product.per_second / 1e9 * 1.06,
-        f"{product.what}: {product.per_second / 1e9:,.0f} GFLOP/s",
-        ha="right",
-        **roof,
-    )
+    roof = product.per_second / 1e9
+    panel.set_ylim(min(y for _, y in every) / 2, roof * 2.2)
+    panel.text(right, roof * 1.06, f"{product.what}: {roof:,.0f} GFLOP/s", ha="right", fontsize=8, va="bottom")
     note = (
         f"slope: {copy.what}, {copy.per_second / 1e9:,.0f} GB/s\n"
         "● forward  ■ forward + backward\nblue: ours, joined; grey: others; visible pairs alone counted"
@@ -227,21 +214,6 @@ def _roofline(panel: Axes, races: list[Race]) -> None:
     panel.text(0.99, 0.02, note, transform=panel.transAxes, ha="right", fontsize=8, va="bottom")
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.xaxis.set_minor_formatter("")
-    panel.yaxis.set_minor_formatter("")
     for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter("")
         axis.set_major_formatter("{x:,g}")
-
-
-def _name(race: Race) -> str:
-    return f"W {race.case.window:,}" if race.case.axis == "window" else race.case.name
-
-
-def _ours(races: list[Race]) -> dict[str, list[tuple[float, float]]]:
-    """(FLOPs per byte, GFLOP/s) of the contender that speed-ups are of, forward first, by case."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for race in races:
-        row = race.row(race.chosen)
-        if row is not None:
-            found.setdefault(_name(race), []).append((row.flops / row.bytes, row.flops / row.ms / 1e6))
-    return found

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from autotune.files import write_whole
 from perf import bars
+from perf.cases import WORDS
+from perf.load import CORES
+from perf.measure import MATMUL
 from perf.record import Race, Record, load
 from perf.report import milliseconds, times, units_of
 
@@ -48,7 +51,7 @@ def block(record: Record, name: str, case: str | None = None) -> str:
         raise ValueError(f"case: expected one of {', '.join(names)}, got {case!r}")
     device, versions = record.device, record.versions
     command = "bars" if record.suite == "bars" else f"--suite {record.suite}"
-    rounds = f"medians of {_rounds(record)} interleaved rounds"
+    rounds = f"medians of {max(row.rounds for race in record.races for row in race.timed)} interleaved rounds"
     how = (
         f"Milliseconds, {rounds} (2 for who takes 30 times as long as the best) ± the interquartile range over the "
         "median; in brackets how many times as long as the bold row, what `flex_swat` runs here. `swat NAME` is "
@@ -62,7 +65,7 @@ def block(record: Record, name: str, case: str | None = None) -> str:
         f"{how} Everybody passed a check against a float64 definition in the same run."
     )
     lines = [f"<!-- measured: {name}{'' if case is None else f', case {case}'} -->", _wrapped(measured), ""]
-    if any(race.others is not None and race.others > 0.15 for race in record.races):
+    if record.others > CORES:
         lines += ["Other processes used the machine meanwhile: these figures are provisional.", ""]
     if record.suite == "bars":
         return "\n".join([*lines, *_bars(record), "", "<!-- /measured -->"])
@@ -81,8 +84,7 @@ def _bars(record: Record) -> list[str]:
 
 def _table(races: list[Race]) -> list[str]:
     case = races[0].case
-    passes = {"forward": "forward", "both": "forward and backward"}
-    titles = [f"{passes[race.passes]}, ms" for race in races]
+    titles = [f"{WORDS[race.passes]}, ms" for race in races]
     lines = [f"| {case.name}: {case.sizes} | {' | '.join(titles)} |", "|---|" + "---|" * len(races)]
     peers = dict.fromkeys(row.peer for race in races for row in sorted(race.timed, key=lambda row: row.ms))
     for peer in peers:
@@ -105,20 +107,16 @@ def _ceilings(record: Record) -> str:
     shares = []
     for race in record.races:
         row = race.row(race.chosen)
-        if row is not None and "matmul" in race.ceilings:
-            share = row.flops / row.ms * 1e3 / race.ceilings["matmul"].per_second
-            shares.append(f"{race.case.name} {share:.2f} {'forward' if race.passes == 'forward' else 'both'}")
-    product = next(race.ceilings["matmul"].what for race in record.races)
+        if row is not None and MATMUL in race.ceilings:
+            share = row.flops_per_second / race.ceilings[MATMUL].per_second
+            shares.append(f"{race.case.name} {share:.2f} {race.passes}")
+    product = next(race.ceilings[MATMUL].what for race in record.races)
     text = f"Share of the FLOP/s of `{product}` in the same rounds, visible pairs alone counted: {', '.join(shares)}."
     return _wrapped(text)
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _rounds(record: Record) -> int:
-    return max(row.rounds for race in record.races for row in race.timed)
 
 
 def _relative(file: Path, root: Path) -> str:

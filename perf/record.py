@@ -68,6 +68,14 @@ class Row:
             raise ValueError(f"status: expected 'timed', got {self.status!r}")
         return self.median_ms
 
+    @property
+    def flops_per_second(self) -> float:
+        return self.flops / self.ms * 1e3
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes / self.ms * 1e3
+
 
 @dataclass(frozen=True)
 class Race:
@@ -116,6 +124,11 @@ class Record:
     steps: tuple[dict[str, str], ...] = ()
     failed_tests: tuple[str, ...] = ()
     figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def others(self) -> float:
+        """The most CPU cores that other processes used during a race, as far as known."""
+        return max((race.others or 0.0 for race in self.races), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
@@ -184,12 +197,11 @@ def slug(device: Device) -> str:
 
 def _commit() -> str:
     """The commit measured, with a + where the library's sources were changed since; unknown outside a repository."""
-    where = ["git", "-C", str(Path(__file__).parent.parent)]
+    where = Path(__file__).parent.parent
+    head_of, changes = "git rev-parse --short=10 HEAD", "git status --porcelain swat_flex autotune"
     try:
-        head = subprocess.run([*where, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            [*where, "status", "--porcelain", "swat_flex", "autotune"], capture_output=True, check=True
-        )
+        head = subprocess.check_output(head_of.split(), cwd=where, text=True, stderr=subprocess.DEVNULL)
+        changed = subprocess.check_output(changes.split(), cwd=where)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout else "")
+    return head.strip() + ("+" if changed else "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from autotune.files import write_whole
 from perf.record import RESULTS
@@ -18,6 +18,7 @@ from perf.record import RESULTS
 BASELINE = RESULTS / "bench_baseline.json"
 TOLERANCE = 0.25  # ratios on a busy-free machine repeat to about 10%
 UNIT = "matmul"
+OURS = ("banded", "cpp", "swat")
 SCHEMA = 1
 
 
@@ -52,23 +53,19 @@ def compare(file: Path, baseline: Path = BASELINE) -> tuple[Table, list[str]]:
     saved = _json(baseline)
     if saved.get("schema") != SCHEMA:
         raise ValueError(f"{baseline}: schema: expected {SCHEMA}, got {saved.get('schema')!r}")
-    then = saved["ratios"]
-    ours = ("banded", "cpp", "swat")
-    table = Table(box=box.SIMPLE_HEAD, title="Times over a matrix product's in the same run", title_justify="left")
-    for column in ("", "baseline", "now", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    slower = []
+    columns = [Column(name, justify="right") for name in ("baseline", "now", "change")]
+    title = "Times over a matrix product's in the same run"
+    table, slower = Table("", *columns, box=box.SIMPLE_HEAD, title=title, title_justify="left"), []
     for name, ratio in now.items():
-        old = then.get(name)
-        change = None if old is None else ratio / old - 1
-        if change is not None and change > TOLERANCE and any(one in name for one in ours):
+        old = saved["ratios"].get(name)
+        if old is None:
+            table.add_row(name, "new", f"{ratio:.2f}")
+            continue
+        change = ratio / old - 1
+        if change > TOLERANCE and any(one in name for one in OURS):
             slower.append(name)
-        table.add_row(name, *("new" if x is None else f"{x:.2f}" for x in (old, ratio)), _percent(change))
+        table.add_row(name, f"{old:.2f}", f"{ratio:.2f}", f"{change:+.0%}")
     return table, slower
-
-
-def _percent(change: float | None) -> str:
-    return "" if change is None else f"{change:+.0%}"
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from perf import bars, communication, scaling
+from perf.cases import WORDS
+from perf.load import CORES
 from perf.measure import COPY, MATMUL
 from perf.record import Race, Record, Row
 
 UNSTEADY = 0.3  # a spread beyond which a ratio of medians says little
-PASSES = {"forward": "forward", "both": "forward and backward"}
+COLUMNS = ("ms", "±", "GFLOP/s", "of matmul", "GB/s", "of copy", "peak MiB", "speed-up", "max error", "of budget")
 
 
 def show(record: Record, console: Console) -> None:
@@ -51,9 +53,7 @@ def show(record: Record, console: Console) -> None:
 
 def bars_table(record: Record) -> Table:
     """Everything that has a bar, and whether it holds."""
-    page = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in ("", "measured", "bar", ""):
-        page.add_column(column, justify="right" if column == "measured" else "left")
+    page = Table("", Column("measured", justify="right"), "bar", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for line in bars.lines(record):
         page.add_row(escape(line.what), f"{line.value:.2f}", line.bound, "" if line.holds else "missed")
     return page
@@ -63,11 +63,9 @@ def header(record: Record) -> str:
     """What was measured, on what, with what."""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if version)
     device = record.device
-    units = units_of(record)
-    quick = ", quick" if record.quick else ""
     return (
-        f"{device.name} ({device.kind} {device.capability}, {units}); {versions}; commit {record.commit}; "
-        f"suite {record.suite}{quick}, {record.created}"
+        f"{device.name} ({device.kind} {device.capability}, {units_of(record)}); {versions}; commit {record.commit}; "
+        f"suite {record.suite}{', quick' if record.quick else ''}, {record.created}"
     )
 
 
@@ -80,22 +78,9 @@ def units_of(record: Record) -> str:
 
 def table(race: Race) -> Table:
     """One race: who was timed, then who was not and why."""
-    title = f"{race.case.name}, {PASSES[race.passes]}: {race.case.sizes}\n{race.case.reason}"
-    page = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    page.add_column("")
-    for column in (
-        "ms",
-        "±",
-        "GFLOP/s",
-        "of matmul",
-        "GB/s",
-        "of copy",
-        "peak MiB",
-        "speed-up",
-        "max error",
-        "of budget",
-    ):
-        page.add_column(column, justify="right")
+    title = f"{race.case.name}, {WORDS[race.passes]}: {race.case.sizes}\n{race.case.reason}"
+    columns = [Column(name, justify="right") for name in COLUMNS]
+    page = Table("", *columns, box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     chosen = race.row(race.chosen)
     for row in sorted(race.timed, key=lambda row: row.ms):
         style = "bold" if row.peer == race.chosen else None
@@ -104,10 +89,8 @@ def table(race: Race) -> Table:
 
 
 def _cells(race: Race, row: Row, chosen: Row | None) -> list[str]:
-    flops, moved = row.flops / row.ms * 1e3, row.bytes / row.ms * 1e3
-    peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.1f}"
-    speed_up = "" if chosen is None or row is chosen else times(row.ms / chosen.ms)
-    error = max(row.errors.values(), default=math.nan)
+    """What stands under `COLUMNS`."""
+    flops, moved = row.flops_per_second, row.bytes_per_second
     return [
         milliseconds(row.ms),
         f"{row.spread:.0%}",
@@ -115,9 +98,9 @@ def _cells(race: Race, row: Row, chosen: Row | None) -> list[str]:
         _share(flops, race, MATMUL),
         f"{moved / 1e9:,.3g}",
         _share(moved, race, COPY),
-        peak,
-        speed_up,
-        f"{error:.1e}",
+        "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.1f}",
+        "" if chosen is None or row is chosen else times(row.ms / chosen.ms),
+        f"{max(row.errors.values(), default=math.nan):.1e}",
         f"{row.use:.2f}",
     ]
 
@@ -147,8 +130,8 @@ def notes(race: Race) -> Iterator[str]:
     for row in race.timed:
         if row.configuration:
             yield f"{row.peer}: {row.configuration} ({row.source})"
-    for row in race.rows:
-        if row.status == "timed" and row.definition != race.rows[0].definition:
+    for row in race.timed:
+        if row.definition != race.rows[0].definition:
             yield f"{row.peer} computes: {row.definition}"
     for row in race.rows:
         if row.status != "timed":
@@ -166,11 +149,11 @@ LEGEND = (
 
 def warnings(record: Record) -> Iterator[str]:
     """Say why these times may mean little."""
-    others = [race.others for race in record.races if race.others is not None]
-    if record.busy_ok and others and max(others) > 0.15:
-        yield f"other processes used up to {max(others):.2f} of the CPU's cores during the races"
-    elif others and max(others) > 0.15:
-        yield f"other processes began to use the CPU, up to {max(others):.2f} cores"
+    others = record.others
+    if others > CORES and record.busy_ok:
+        yield f"other processes used up to {others:.2f} of the CPU's cores during the races"
+    elif others > CORES:
+        yield f"other processes began to use the CPU, up to {others:.2f} cores"
     spread = max((row.spread or 0.0 for race in record.races for row in race.timed), default=0.0)
     if spread > UNSTEADY:
         yield f"a spread of {spread:.0%}: something else disturbs this machine"

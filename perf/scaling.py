@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
-from perf.cases import Case, Definition, Passes
-from perf.record import Race, Record
+from perf.cases import PASSES, Case, Definition, Passes
+from perf.record import Record
 
 AXES = ("length", "window", "heads")
 BEYOND = (131072, 262144, 524288, 1048576)
@@ -20,8 +20,9 @@ class Point:
 
     x: int
     ms: float
-    peak_bytes: int | None
-    measured: bool
+    flops: float
+    peak_bytes: int | None = None
+    measured: bool = True
 
 
 def x_of(case: Case) -> int:
@@ -35,25 +36,24 @@ def series(record: Record, axis: str, passes: Passes) -> dict[str, list[Point]]:
     races = [race for race in record.races if race.case.axis == axis and race.passes == passes]
     for race in sorted(races, key=lambda race: x_of(race.case)):
         for row in race.timed:
-            found.setdefault(row.peer, []).append(Point(x_of(race.case), row.ms, row.peak_bytes, True))
+            found.setdefault(row.peer, []).append(Point(x_of(race.case), row.ms, row.flops, row.peak_bytes))
     return found
 
 
-def extrapolate(points: list[Point], work: list[float], beyond: list[tuple[int, float]]) -> list[Point]:
+def extrapolate(points: list[Point], beyond: list[tuple[int, float]]) -> list[Point]:
     """Times beyond the measured ones, on the line through the last two in useful work.
+
+    A line through the longest two, not a fit: short lengths stay in caches that long ones leave. Never falling.
 
     Args:
         points: measured, in the order of x.
-        work: useful FLOPs of each.
         beyond: (x, useful FLOPs) wanted.
-
-    A line through the longest two, not a fit: short lengths stay in caches that long ones leave. Never falling.
     """
     if len(points) < 2:
         return []
-    (a, b), (wa, wb) = points[-2:], work[-2:]
-    rate = max((b.ms - a.ms) / (wb - wa), 0.0)
-    return [Point(x, b.ms + rate * (w - wb), None, False) for x, w in beyond if x > b.x]
+    a, b = points[-2:]
+    rate = max((b.ms - a.ms) / (b.flops - a.flops), 0.0)
+    return [Point(x, b.ms + rate * (flops - b.flops), flops, measured=False) for x, flops in beyond if x > b.x]
 
 
 def lengths(record: Record, passes: Passes) -> dict[str, list[Point]]:
@@ -62,41 +62,26 @@ def lengths(record: Record, passes: Passes) -> dict[str, list[Point]]:
     found = series(record, "length", passes)
     for peer, points in found.items():
         last = races[points[-1].x]
-        work = [_work(races[point.x], peer) for point in points]
-        beyond = [(n, _work_at(last, peer, n)) for n in (*sorted(races), *BEYOND)]
-        points.extend(extrapolate(points, work, beyond))
+        # Useful FLOPs at other lengths: a window's grow with the length, all earlier keys' with its square.
+        causal = any("causal" in row.definition for row in last.timed if row.peer == peer)
+        definition = Definition(None if causal else last.case.window)
+        cases = {n: replace(last.case, q_len=n, kv_len=n) for n in (*sorted(races), *BEYOND)}
+        points.extend(extrapolate(points, [(n, definition.work(case, passes)[0]) for n, case in cases.items()]))
     return found
-
-
-def _work(race: Race, peer: str) -> float:
-    row = race.row(peer)
-    return row.flops if row else 0.0
-
-
-def _work_at(race: Race, peer: str, length: int) -> float:
-    """Useful FLOPs of a peer at another length: a window's grow with it, all earlier keys' with its square."""
-    row = race.row(peer)
-    causal = row is not None and "causal" in row.definition
-    definition = Definition(None if causal else race.case.window)
-    return definition.work(replace(race.case, q_len=length, kv_len=length), race.passes)[0]
 
 
 def table(record: Record) -> Table:
     """Every axis on one page; extrapolated times carry a ~ and are no measurement."""
-    page = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title="Cost in ms; ~ extrapolated on the line through the "
-        "two longest lengths in useful work, not measured", title_justify="left",
-    )  # fmt: skip
+    title = "Cost in ms; ~ extrapolated on the line through the two longest lengths in useful work, not measured"
     peers = list(dict.fromkeys(row.peer for race in record.races for row in race.timed))
-    page.add_column("")
-    for peer in peers:
-        page.add_column(f"{peer}\nforward", justify="right")
-        page.add_column("\nboth", justify="right")
+    heads = [head for peer in peers for head in (f"{peer}\nforward", "\nboth")]
+    columns = [Column(head, justify="right") for head in heads]
+    page = Table("", *columns, box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for axis in AXES:
-        found = {p: lengths(record, p) if axis == "length" else series(record, axis, p) for p in ("forward", "both")}
+        found = {p: lengths(record, p) if axis == "length" else series(record, axis, p) for p in PASSES}
         values = sorted({point.x for passes in found.values() for points in passes.values() for point in points})
         for x in values:
-            cells = [_cell(found[p].get(peer, []), x) for peer in peers for p in ("forward", "both")]
+            cells = [_cell(found[p].get(peer, []), x) for peer in peers for p in PASSES]
             page.add_row(f"{axis} {x:,}", *cells, end_section=x == values[-1])
     return page
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from perf import cases
 from perf.cases import Case
-from perf.measure import Setting, run_race
+from perf.measure import Setting, run_races
 from perf.peers import ATTENTION, DECODING, GPU_ATTENTION, GPU_DECODING, Peer
 from perf.record import Race
 
@@ -56,15 +56,9 @@ def suite(name: str, quick: bool) -> Suite:
 
 
 def run_suite(chosen: Suite, quick: bool, advance: Callable[[str], object]) -> tuple[Race, ...]:
-    """Hold every race of a suite."""
+    """Hold every race of a suite, one after another."""
     setting = Setting.of(chosen.device, quick)
     if chosen.name == "scaling":
         setting = replace(setting, rounds=min(setting.rounds, 5))  # many cases, and a line through them
-    return tuple(
-        run_race(case, passes, chosen.peers, setting, advance) for case in chosen.cases for passes in case.passes
-    )
-
-
-def races_planned(chosen: Sequence[Case]) -> int:
-    """Races of a suite."""
-    return sum(len(case.passes) for case in chosen)
+    contests = [(case, passes, chosen.peers) for case in chosen.cases for passes in case.passes]
+    return tuple(race for contest in contests for race in run_races([contest], setting, advance))

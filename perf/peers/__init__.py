@@ -2,7 +2,7 @@
 
 from perf.peers.ours import Naive, Swat, SwatDecode, TritonVariant
 from perf.peers.packages import Cudnn, Fla, LocalAttention, TritonSigmoid
-from perf.peers.peer import Configured, Peer, Run, one_line
+from perf.peers.peer import Peer, Run, one_line
 from perf.peers.pytorch import FlashAttention2, FlashAttention2Alibi, FlexSoftmax, SdpaBand, SdpaCausal, SdpaRing
 
 ATTENTION: tuple[Peer, ...] = (
@@ -50,4 +50,4 @@ GPU_ATTENTION: tuple[Peer, ...] = (
 )
 GPU_DECODING: tuple[Peer, ...] = (SwatDecode(), Swat("triton"), SdpaRing())
 
-__all__ = ["ATTENTION", "DECODING", "GPU_ATTENTION", "GPU_DECODING", "Configured", "Peer", "Run", "one_line"]
+__all__ = ["ATTENTION", "DECODING", "GPU_ATTENTION", "GPU_DECODING", "Peer", "Run", "one_line"]

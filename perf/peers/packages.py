@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from perf.cases import Case, Definition, Passes
-from perf.peers.peer import (
-    Peer,
-    Run,
-    needs_equal_heads,
-    needs_half,
-    needs_self_attention,
-    slow_limit,
-)
+from perf.peers.peer import Peer, Run, needs_equal_heads, needs_half, needs_self_attention, slow_limit
 
 
 def cudnn_left_bound(window: int) -> int:
@@ -35,9 +28,6 @@ class Cudnn(Peer):
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         return needs_half(case)
 
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
-
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         from cudnn.experimental.ops import scaled_dot_product_attention
 
@@ -49,11 +39,7 @@ class Cudnn(Peer):
             "right_bound": 0,
         }
 
-        def run() -> Tensor:
-            out: Tensor = scaled_dot_product_attention(q, k, v, **options)
-            return out
-
-        return run
+        return lambda: scaled_dot_product_attention(q, k, v, **options)
 
 
 def fla_window(window: int) -> int:
@@ -72,19 +58,12 @@ class Fla(Peer):
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         return needs_self_attention(case)
 
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
-
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         from fla.ops.attn.parallel import parallel_attn
 
+        window = fla_window(case.window)
         queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-
-        def run() -> Tensor:
-            out: Tensor = parallel_attn(queries, keys, values, window_size=fla_window(case.window))
-            return out.transpose(1, 2)
-
-        return run
+        return lambda: parallel_attn(queries, keys, values, window_size=window).transpose(1, 2)
 
 
 class TritonSigmoid(Peer):
@@ -107,14 +86,9 @@ class TritonSigmoid(Peer):
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         from triton_sigmoid import sigmoid_attention
 
+        options = {"is_causal": self.causal, "sigmoid_bias": 0.0}  # the bias is −log(L) by default; ours is 0
         queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-
-        def run() -> Tensor:
-            # Its default bias is −log(L); ours is 0.
-            out: Tensor = sigmoid_attention(queries, keys, values, is_causal=self.causal, sigmoid_bias=0.0)
-            return out.transpose(1, 2)
-
-        return run
+        return lambda: sigmoid_attention(queries, keys, values, **options).transpose(1, 2)
 
 
 def local_bucket(window: int) -> int:
@@ -134,23 +108,11 @@ class LocalAttention(Peer):
         reason = needs_self_attention(case) or needs_equal_heads(case)
         return reason or slow_limit(case, device, self.definition(case))
 
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
-
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         from local_attention import LocalAttention as Layer
 
         layer = Layer(
-            local_bucket(case.window),
-            causal=True,
-            look_backward=1,
-            exact_windowsize=True,
-            autopad=True,
+            local_bucket(case.window), causal=True, look_backward=1, exact_windowsize=True, autopad=True,
             use_rotary_pos_emb=False,
-        )
-
-        def run() -> Tensor:
-            out: Tensor = layer(q, k, v)
-            return out
-
-        return run
+        )  # fmt: skip
+        return lambda: layer(q, k, v)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,14 +13,6 @@ from torch import Tensor
 from perf.cases import Case, Definition, Passes
 
 Run = Callable[[], Tensor]  # one forward on tensors bound before: `[B, Hq, Lq, D]`
-
-
-@dataclass(frozen=True)
-class Configured:
-    """What a contender runs with, and where that came from."""
-
-    configuration: str = ""
-    source: str = ""
 
 
 class Peer:
@@ -60,8 +52,8 @@ class Peer:
         return None
 
     def definition(self, case: Case) -> Definition:
-        """What it computes; it is checked against this before it is timed."""
-        raise NotImplementedError
+        """What it computes: by default a softmax over the window. It is checked against this before it is timed."""
+        return Definition(case.window, "softmax", None)
 
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         """Bind q `[B, Hq, Lq, D]`, k and v `[B, Hkv, Lk, D]`; masks and compilations are made here, unmeasured.
@@ -70,9 +62,9 @@ class Peer:
         """
         raise NotImplementedError
 
-    def configured(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Configured:
-        """What the run will use."""
-        return Configured()
+    def configured(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
+        """What the run will use, and where that came from."""
+        return "", ""
 
 
 def needs_half(case: Case) -> str | None:
@@ -92,8 +84,7 @@ def needs_equal_heads(case: Case) -> str | None:
 
 def dense_limit(case: Case, device: torch.device, matrices: int) -> str | None:
     """The reason of a peer that holds `matrices` of the size B·Hq·Lq·Lk: too large, or too slow for a CPU."""
-    element = max(case.torch_dtype.itemsize, 1)
-    size = matrices * case.batch * case.q_heads * case.q_len * case.kv_len * element
+    size = matrices * case.batch * case.q_heads * case.q_len * case.kv_len * case.torch_dtype.itemsize
     free = 2**32 if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory // 4
     return f"its dense matrices take {size / 2**30:.0f} GiB" if size > free else None
 
@@ -106,5 +97,4 @@ def slow_limit(case: Case, device: torch.device, definition: Definition) -> str 
 
 def one_line(error: Exception) -> str:
     """An exception as a reason in a table."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 200 else text[:199] + "…"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")

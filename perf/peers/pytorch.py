@@ -24,9 +24,6 @@ class SdpaBand(Peer):
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         return dense_limit(case, device, 2 if device.type == "cpu" else 1)
 
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
-
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         mask = band_mask(case, q.device)
         grouped = case.q_heads != case.kv_heads
@@ -64,9 +61,6 @@ class SdpaRing(Peer):
     def supports(self, case: Case, device: torch.device, passes: Passes) -> str | None:
         return None if case.q_len == 1 else "several queries see different keys of one ring"
 
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
-
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         keys, values = (x[:, :, -case.window :].contiguous() for x in (k, v))
         grouped = case.q_heads != case.kv_heads
@@ -84,9 +78,6 @@ class FlexSoftmax(Peer):
         limit = 8192 if device.type == "cpu" else 32768  # create_block_mask looks at every pair, in int64
         too_long = f"its BlockMask is built from all {case.q_len:,}² pairs" if case.q_len > limit else None
         return needs_self_attention(case) or too_long
-
-    def definition(self, case: Case) -> Definition:
-        return Definition(case.window, "softmax", None)
 
     def prepare(self, case: Case, q: Tensor, k: Tensor, v: Tensor) -> Run:
         from torch.nn.attention.flex_attention import create_block_mask
@@ -148,15 +139,9 @@ class FlashAttention2(Peer):
         options = {"window_size_left": left, "window_size_right": right, "alibi_slopes": slopes}
         lengths = (None, None, case.q_len, case.kv_len)
 
-        def run() -> Tensor:
-            # dropout 0, causal, no debug mask
-            found = torch.ops.aten._flash_attention_forward(
-                queries, keys, values, *lengths, 0.0, True, False, **options
-            )
-            out: Tensor = found[0]
-            return out.transpose(1, 2)
-
-        return run
+        attend = torch.ops.aten._flash_attention_forward
+        # dropout 0, causal, no debug mask
+        return lambda: attend(queries, keys, values, *lengths, 0.0, True, False, **options)[0].transpose(1, 2)
 
 
 class FlashAttention2Alibi(FlashAttention2):

@@ -8,7 +8,7 @@ from perf_fakes import CPU, TINY, Broken, WindowTooWide, WrongGradient
 
 from perf.cases import PASSES, layer
 from perf.check import check
-from perf.measure import Setting, _ceilings, admit, run_race
+from perf.measure import Setting, _ceilings, admit, run_races
 from perf.peers.ours import Naive, Swat
 from perf.peers.pytorch import SdpaBand, SdpaCausal
 from swat_flex import dispatch, flex_swat
@@ -17,7 +17,7 @@ SETTING = Setting(CPU, rounds=2, sizes=(64, 2**16))
 
 
 def race(peers, case=TINY, passes="forward"):
-    return run_race(case, passes, peers, SETTING, lambda _: None)
+    return run_races([(case, passes, peers)], SETTING)[0]
 
 
 @pytest.mark.parametrize("passes", PASSES)

@@ -82,9 +82,9 @@ def test_a_picture_is_drawn(tmp_path, found):
 
 
 def test_extrapolated_times_lie_on_the_line_in_useful_work_and_are_marked():
-    points = [Point(1, 9.0, None, True), Point(2, 10.0, None, True), Point(4, 20.0, None, True)]
-    assert scaling.extrapolate(points, [1.0, 2.0, 4.0], [(4, 4.0), (8, 8.0)]) == [Point(8, 40.0, None, False)]
-    assert scaling.extrapolate(points[:1], [1.0], [(8, 8.0)]) == []
+    points = [Point(1, 9.0, 1.0), Point(2, 10.0, 2.0), Point(4, 20.0, 4.0)]
+    assert scaling.extrapolate(points, [(4, 4.0), (8, 8.0)]) == [Point(8, 40.0, 8.0, measured=False)]
+    assert scaling.extrapolate(points[:1], [(8, 8.0)]) == []
     found = scaling.lengths(scaling_record(), "forward")
     longest = found["swat banded"][-1]
     assert (longest.x, longest.measured) == (2**20, False)
