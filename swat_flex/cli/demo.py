@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 import swat_flex
@@ -81,17 +79,9 @@ def _checked(inputs: Inputs, window: WindowLike) -> str:
 def _measure(inputs: Inputs, lengths: list[int], window: WindowLike, rounds: int) -> report.Results:
     """Every contender at every length, with a progress bar on standard error."""
     functions = {length: _functions(inputs.q, length, window) for length in lengths}
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results = {}
-    with progress:
+    with screen.bar(*columns) as progress:
         task = progress.add_task("", total=2 * sum(map(len, functions.values())) * (rounds + 1))
         for length in lengths:
             progress.update(task, description=f"{length:,} tokens")

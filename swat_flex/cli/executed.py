@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from swat_flex.cli import options, screen
@@ -82,9 +82,8 @@ def run(target: str, works: list[Work]) -> list[dict[str, Any]]:
     try:
         from swat_flex.inspection.ptx import Fault
     except ImportError as error:
-        raise typer.BadParameter(
-            f'expected numpy to be installed: pip install "swat_flex[emulate]", got {error}', param_hint="--run"
-        ) from error
+        told = f'expected numpy to be installed: pip install "swat_flex[emulate]", got {error}'
+        raise typer.BadParameter(told, param_hint="--run") from error
     console, records = screen.console(), []
     for work in works:
         console.print(f"{work.words}, {target}")
@@ -103,10 +102,8 @@ def run(target: str, works: list[Work]) -> list[dict[str, Any]]:
             console.print(f"FAULT\n{fault}", soft_wrap=True, markup=False)
             break
         if not ran:
-            raise typer.BadParameter(
-                "expected a function that launches kernels on CPU tensors, got one that launches none",
-                param_hint="MODULE:KERNEL",
-            )
+            told = "expected a function that launches kernels on CPU tensors, got one that launches none"
+            raise typer.BadParameter(told, param_hint="MODULE:KERNEL")
         console.print("")
     console.print(NOTE)
     return records
@@ -115,11 +112,9 @@ def run(target: str, works: list[Work]) -> list[dict[str, Any]]:
 def of_function(name: str, function: Any) -> Work:
     """Work of a user's own: a function without arguments that launches kernels."""
     if not callable(function) or hasattr(function, "fn"):
-        raise typer.BadParameter(
-            "expected with --run a function that launches the kernel on CPU tensors and may return "
-            f"{{name: (found, exact)}}, got {type(function).__name__}",
-            param_hint="MODULE:KERNEL",
-        )
+        rule = "a function that launches the kernel on CPU tensors and may return {name: (found, exact)}"
+        told = f"expected with --run {rule}, got {type(function).__name__}"
+        raise typer.BadParameter(told, param_hint="MODULE:KERNEL")
     return Work(name, launches_executed, function)
 
 
@@ -149,19 +144,16 @@ def _writes(count: Tensor) -> dict[int, int]:
 
 
 def _errors(found: Tensor, exact: Tensor) -> dict[str, float]:
-    error, exact = found.double() - exact.double(), exact.double()
-    norm, largest = float(exact.norm()), float(exact.abs().max())
+    error = found.double() - exact.double()
     return {
-        "relative": float(error.norm()) / norm if norm else float(error.norm()),
+        "relative": float(error.norm()) / (float(exact.double().norm()) or 1.0),
         "largest": float(error.abs().max()),
-        "exact_largest": largest,
+        "exact_largest": float(exact.abs().max()),
     }
 
 
 def _launch(launched: Launched) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table(Column(style="bold"), "", box=None, show_header=False, pad_edge=False)
     execution, metadata = launched.execution, launched.kernel.metadata
     blocks = " × ".join(str(n) for n in launched.grid)
     shared = f"{metadata.shared} bytes of shared memory"
@@ -185,9 +177,8 @@ def _times(n: int) -> str:
 
 
 def _results(errors: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table("against float64", box=None, pad_edge=False, header_style="bold")
-    for column in ("relative error", "largest error", "largest element"):
-        table.add_column(column, justify="right")
+    columns = [Column(name, justify="right") for name in ("relative error", "largest error", "largest element")]
+    table = Table("against float64", *columns, box=None, pad_edge=False, header_style="bold")
     for name, found in errors.items():
         table.add_row(escape(name), *(f"{x:.2e}" for x in found.values()))
     return table

@@ -98,18 +98,25 @@ def fuzz(
     if importlib.util.find_spec("hypothesis") is None:
         raise typer.BadParameter('expected hypothesis to be installed: pip install "swat_flex[fuzz]", got none')
     if not seconds > 0:
-        raise typer.BadParameter(f"expected more than 0, got {seconds}", param_hint="--seconds")
+        raise options.refused("--seconds", "more than 0", seconds)
     options.whole("--workers", workers, 0, 256)
     if not output.parent.is_dir():
-        raise typer.BadParameter(f"expected a file in an existing folder, got {str(output)!r}", param_hint="--output")
+        raise options.refused("--output", "a file in an existing folder", str(output))
     if emulate is not None:
         _check_emulation(emulate, backend)
     place = str(options.device("cpu" if emulate is not None else device))
     if cases and (record is None or seed is not None):
-        raise typer.BadParameter(f"expected --record and no --seed beside it, got {cases}", param_hint="--cases")
-    campaign = None if record is None else _campaign(record)
+        raise options.refused("--cases", "--record and no --seed beside it", cases)
+    try:
+        campaign = None if record is None else Campaign.load(record)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"expected a record of this command: {error}", param_hint="--record") from error
     plan = Plan(_backends(console, backend, place, emulate), place, _dtypes(dtype), seed or 0, emulate=emulate)
-    _check_dtypes(plan)
+    try:
+        for name in plan.backends:
+            engine.cases(plan, name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dtype") from error
     while True:
         plan = replace(plan, seed=secrets.randbelow(2**31) if seed is None else seed)
         failure, interrupted = _search(console, plan, seconds, workers or workers_for(place), campaign)
@@ -124,20 +131,12 @@ def fuzz(
         raise typer.Exit(1)
 
 
-def _campaign(path: Path) -> Campaign:
-    try:
-        return Campaign.load(path)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"expected a record of this command: {error}", param_hint="--record") from error
-
-
 def _replay(console: Console, path: Path) -> None:
     try:
         failure = Failure.load(path)
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(
-            f"expected a file that swat-flex fuzz wrote: {error}", param_hint="--replay"
-        ) from error
+        told = f"expected a file that swat-flex fuzz wrote: {error}"
+        raise typer.BadParameter(told, param_hint="--replay") from error
     again = engine.replay(failure)
     if again is None:
         console.print(f"Passes now: {failure.case} on {failure.backend}", soft_wrap=True)
@@ -147,9 +146,9 @@ def _replay(console: Console, path: Path) -> None:
 
 
 def _check_emulation(target: str, backend: str) -> None:
-    options.one_of("--emulate", target, tuple(EXECUTABLE))
+    options.one_of("--emulate", target, EXECUTABLE)
     if backend not in ("all", "triton"):
-        raise typer.BadParameter(f"expected triton, whose code is emulated, got {backend!r}", param_hint="--backend")
+        raise options.refused("--backend", "triton, whose code is emulated", backend)
     for package, extra in (("triton", ""), ("numpy", "emulate")):
         if importlib.util.find_spec(package) is None:
             source = f': pip install "swat_flex[{extra}]"' if extra else ""
@@ -177,14 +176,6 @@ def _dtypes(text: str) -> tuple[str, ...] | None:
     if text == "all":
         return None
     return tuple(options.one_of("--dtype", word.strip(), options.DTYPES) for word in text.split(","))
-
-
-def _check_dtypes(plan: Plan) -> None:
-    for name in plan.backends:
-        try:
-            engine.cases(plan, name)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--dtype") from error
 
 
 def _search(

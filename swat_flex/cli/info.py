@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 import swat_flex
+from autotune import installed_versions
 from swat_flex import dispatch, tuned
 from swat_flex.cli import machine, screen
 from swat_flex.decode import attend
@@ -32,29 +33,23 @@ def info() -> None:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "not installed"
+    versions = installed_versions()
     return {
         "swat_flex": swat_flex.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton_version,
+        "torch": versions.torch,
+        "triton": versions.triton or "not installed",
         "cpp": dispatch.compiler(),
     }
 
 
-def _inference(device: torch.device) -> Problem:
-    training = Problem.of_self_attention(8, 1024, 64, torch.float32, device, 256)
-    return replace(training, needs_grad=False)
+def _training(device: torch.device) -> Problem:
+    return Problem.of_self_attention(8, 1024, 64, torch.float32, device, 256)
 
 
 def _backends(device: torch.device) -> Table:
-    inference = _inference(device)
-    training = replace(inference, needs_grad=True)
+    training = _training(device)
+    inference = replace(training, needs_grad=False)
     table = Table("backend", "works here", "why", box=box.SIMPLE)
     for name, backend in dispatch.BACKENDS.items():
         if reason := backend.supports(inference):
@@ -67,15 +62,14 @@ def _backends(device: torch.device) -> Table:
 
 
 def _decoding(device: torch.device) -> str:
-    step = replace(_inference(device), q_len=1, kv_len=256)
+    step = replace(_training(device), q_len=1, kv_len=256, needs_grad=False)
     reasons = {name: backend.supports(step) for name, backend in attend.BACKENDS.items()}
     return "; ".join([attend.choose(step), *(f"{name}: {reason}" for name, reason in reasons.items() if reason)])
 
 
 def _choice(device: torch.device) -> str:
-    problem = Problem.of_self_attention(8, 1024, 64, torch.float32, device, 256)
     try:
-        choice = dispatch.choose(problem)
+        choice = dispatch.choose(_training(device))
     except NotImplementedError as error:
         return str(error)
     return f"{choice.backend}, {choice.why}"

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from autotune.files import write_whole
 from swat_flex.cli import executed, options, screen
@@ -81,14 +81,13 @@ def inspect(
     if run:
         works = executed.own(head_dim, keys) if kernel is None else [executed.of_function(kernel, _load(kernel))]
         records = executed.run(target, works)
-        if json_file is not None:
-            _write(json_file, records)
+        _write(json_file, records)
         raise typer.Exit(any(record["fault"] for record in records))
     if kernel is None:
-        _report_own(head_dim, keys, target, gpu, json_file)
+        _write(json_file, _report_own(head_dim, keys, target, gpu))
         return
     if warps < 1 or warps & (warps - 1):
-        raise typer.BadParameter(f"expected a power of two, got {warps}", param_hint="--warps")
+        raise options.refused("--warps", "a power of two", warps)
     triton_options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
     if maxnreg is not None:
         triton_options["maxnreg"] = maxnreg
@@ -101,28 +100,25 @@ def inspect(
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(_last_line(error)) from error
     except Exception as error:  # whatever Triton or ptxas makes of a kernel that is not ours
-        raise typer.BadParameter(
-            f"expected a kernel that compiles for {target}, got {type(error).__name__}: {_last_line(error)}",
-            param_hint="MODULE:KERNEL",
-        ) from error
+        told = f"expected a kernel that compiles for {target}, got {type(error).__name__}: {_last_line(error)}"
+        raise typer.BadParameter(told, param_hint="MODULE:KERNEL") from error
     predictions = [
         predict(loop, found.warps, found.target, gpu=product, flops=flops, bytes_moved=bytes_moved)
         for loop in found.loops
     ]
     screen.console().print(_report(found, predictions, product))
-    if json_file is not None:
-        _write(json_file, _record(found, predictions, product))
+    _write(json_file, _record(found, predictions, product))
 
 
-def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None, json_file: Path | None) -> None:
-    """Each of our kernels, bfloat16, in its default configuration."""
+def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None) -> list[dict[str, Any]]:
+    """Print each of our kernels, bfloat16, in its default configuration; the same for a file."""
     try:
         chosen = target_named(target)
         product = gpu_named(gpu, chosen) if gpu else None
         kernels = own_kernels(head_dim, window, target)
     except (ValueError, RuntimeError) as error:
         raise typer.BadParameter(_last_line(error), param_hint="--target") from error
-    records = []
+    console, records = screen.console(), []
     for own in kernels:
         found = own.found
         gpus = [each for each in GPUS.values() if each.target == chosen.name]
@@ -133,30 +129,28 @@ def _report_own(head_dim: int, window: WindowLike, target: str, gpu: str | None,
                     bytes_moved=own.bytes_moved if loop is own.interior else None)
             for loop in found.loops
         ]  # fmt: skip
-        screen.console().print(f"[bold]{own.name}[/], {own.config}", markup=True)
-        screen.console().print(_report(found, predictions, on))
+        console.print(f"[bold]{own.name}[/], {own.config}", markup=True)
+        console.print(_report(found, predictions, on))
         if own.copied and on:
-            step = (
-                f"A step of 64 sequences with 8 key heads each copies {64 * 8 * own.copied:,} bytes of keys and values"
+            step, least = 64 * 8 * own.copied, 64 * 8e6 * own.copied / on.bandwidth
+            console.print(
+                f"A step of 64 sequences with 8 key heads each copies {step:,} bytes of keys and values: "
+                f"at least {least:.1f} µs on {on.name}."
             )
-            screen.console().print(f"{step}: at least {64 * 8e6 * own.copied / on.bandwidth:.1f} µs on {on.name}.")
-        screen.console().print("")
+        console.print("")
         records.append(_record(found, predictions, on) | {"copied": own.copied})
-    screen.console().print(
+    console.print(
         "Loops in order: the window's two edges, the interior without masks. TFLOP/s counts a kernel's own matrix "
         "products; only the forward's are all useful."
     )
-    if json_file is not None:
-        _write(json_file, records)
+    return records
 
 
 def _load(text: str) -> Any:
     """The object that MODULE:KERNEL names; MODULE is importable from here, or a .py file."""
     module_name, _, name = text.rpartition(":")
     if not module_name or not name:
-        raise typer.BadParameter(
-            f"expected a module and a kernel, as in kernels.py:forward, got {text!r}", param_hint="MODULE:KERNEL"
-        )
+        raise options.refused("MODULE:KERNEL", "a module and a kernel, as in kernels.py:forward", text)
     try:
         if module_name.endswith(".py"):
             unique = f"inspected_{Path(module_name).stem}"  # a file may be called as a module that is loaded
@@ -170,10 +164,8 @@ def _load(text: str) -> Any:
             module = importlib.import_module(module_name)
         return getattr(module, name)
     except Exception as error:  # the module's own code runs here
-        raise typer.BadParameter(
-            f"expected a kernel that can be imported, got {text!r}: {type(error).__name__}: {_last_line(error)}",
-            param_hint="MODULE:KERNEL",
-        ) from error
+        told = f"expected a kernel that can be imported, got {text!r}: {type(error).__name__}: {_last_line(error)}"
+        raise typer.BadParameter(told, param_hint="MODULE:KERNEL") from error
 
 
 def _constexprs(pairs: list[str]) -> dict[str, Any]:
@@ -182,7 +174,7 @@ def _constexprs(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise typer.BadParameter(f"expected NAME=VALUE, got {pair!r}", param_hint="--constexpr")
+            raise options.refused("--constexpr", "NAME=VALUE", pair)
         try:
             values[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -197,17 +189,16 @@ def _last_line(error: Exception) -> str:
 def _report(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -> Group:
     parts: list[Any] = [_facts(found)]
     if found.loops:
+        unknown = {unit: why for prediction in predictions for unit, why in prediction.unknown.items()}
         parts += ["", _loops(found.loops, predictions)]
-        parts += [f"unknown: {unit}, {why}" for unit, why in sorted(_unknown(predictions).items())]
+        parts += [f"unknown: {unit}, {why}" for unit, why in sorted(unknown.items())]
         parts += ["", NOTE, f"Rates: {escape(found.target.rates.source)}."]
         parts += [f"{gpu.name}: {escape(gpu.source)}."] if gpu else []
     return Group(*parts)
 
 
 def _facts(found: Inspection) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table(Column(style="bold"), "", box=None, show_header=False, pad_edge=False)
     held, fits = found.resources, found.occupancy
     spills = f"{held.local_loads} loads and {held.local_stores} stores, {held.stack} bytes of stack per thread"
     limits = ", ".join(f"{name} {blocks}" for name, blocks in fits.limits.items())
@@ -232,9 +223,8 @@ def _facts(found: Inspection) -> Table:
 
 def _loops(loops: tuple[Loop, ...], predictions: list[Prediction]) -> Table:
     """One column per loop: instructions of a warp by class, then the clocks of each unit."""
-    table = Table("per iteration", box=None, pad_edge=False, header_style="bold")
-    for loop in loops:
-        table.add_column(f"loop at {loop.start:#x}", justify="right")
+    columns = [Column(f"loop at {loop.start:#x}", justify="right") for loop in loops]
+    table = Table("per iteration", *columns, box=None, pad_edge=False, header_style="bold")
     counts = [loop.counts for loop in loops]
     table.add_row("instructions per warp", *(str(len(loop.instructions)) for loop in loops), style="bold")
     for kind in sorted({kind for count in counts for kind in count}, key=lambda k: -max(c.get(k, 0) for c in counts)):
@@ -256,10 +246,6 @@ def _bound(prediction: Prediction) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _unknown(predictions: list[Prediction]) -> dict[str, str]:
-    return {unit: why for prediction in predictions for unit, why in prediction.unknown.items()}
 
 
 def _record(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -> dict[str, Any]:
@@ -286,10 +272,11 @@ def _record(found: Inspection, predictions: list[Prediction], gpu: Gpu | None) -
     }
 
 
-def _write(file: Path, facts: object) -> None:
+def _write(file: Path | None, facts: object) -> None:
+    if file is None:
+        return
     try:
         write_whole(file, json.dumps(facts, indent=2) + "\n")
     except OSError as error:
-        raise typer.BadParameter(
-            f"expected a file that can be written, got {str(file)!r}: {error.strerror}", param_hint="--json"
-        ) from error
+        told = f"expected a file that can be written, got {str(file)!r}: {error.strerror}"
+        raise typer.BadParameter(told, param_hint="--json") from error

@@ -1,4 +1,4 @@
-"""Option values from their text. Each parser raises `typer.BadParameter`: the option, the rule, the value received."""
+"""Option values from their text. What breaks a rule is `refused`: the option, the rule, the value received."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from swat_flex.problem import WindowLike
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+def refused(option: str, rule: str, value: object) -> typer.BadParameter:
+    """The error to raise for an option's value."""
+    return typer.BadParameter(f"expected {rule}, got {value!r}", param_hint=option)
+
+
 def window(text: str) -> WindowLike:
     """The argument `window` of `flex_swat`: "256", "128,16", "none,0" or "none"."""
     try:
@@ -29,11 +34,8 @@ def window(text: str) -> WindowLike:
             return keys
         case [left, right] if all(side is None or side >= 0 for side in sides):
             return left, right
-    raise typer.BadParameter(
-        "expected keys per query, at least 1 (256), two sides left,right, each at least 0 or 'none' (128,16), "
-        f"or 'none' for plain causal, got {text!r}",
-        param_hint="--window",
-    )
+    sides_rule = "two sides left,right, each at least 0 or 'none' (128,16)"
+    raise refused("--window", f"keys per query, at least 1 (256), {sides_rule}, or 'none' for plain causal", text)
 
 
 def lengths(text: str) -> list[int]:
@@ -43,30 +45,28 @@ def lengths(text: str) -> list[int]:
     except ValueError:
         values = []
     if not values or values[0] < 1:
-        raise typer.BadParameter(
-            f"expected lengths in tokens, each at least 1 (1024,2048,4096), got {text!r}", param_hint="--lengths"
-        )
+        raise refused("--lengths", "lengths in tokens, each at least 1 (1024,2048,4096)", text)
     return values
 
 
 def whole(option: str, value: int, least: int, most: int) -> int:
     """A whole number in its range."""
     if not least <= value <= most:
-        raise typer.BadParameter(f"expected {least} to {most}, got {value}", param_hint=option)
+        raise refused(option, f"{least} to {most}", value)
     return value
 
 
 def head_dim(value: int) -> int:
     """Channels of a head: even, because rotary embedding turns them in pairs."""
     if not 2 <= value <= 256 or value % 2:
-        raise typer.BadParameter(f"expected an even number from 2 to 256, got {value}", param_hint="--head-dim")
+        raise refused("--head-dim", "an even number from 2 to 256", value)
     return value
 
 
 def one_of(option: str, text: str, names: Iterable[str]) -> str:
     """A name from a list."""
     if text not in names:
-        raise typer.BadParameter(f"expected one of {', '.join(names)}, got {text!r}", param_hint=option)
+        raise refused(option, f"one of {', '.join(names)}", text)
     return text
 
 
@@ -77,9 +77,7 @@ def device(text: str) -> torch.device:
         return torch.device("cuda:0" if "cuda:0" in known else "cpu")
     name = text if text in known else f"{text}:0"
     if name not in known:
-        raise typer.BadParameter(
-            f"expected 'auto' or a device of this machine ({', '.join(known)}), got {text!r}", param_hint="--device"
-        )
+        raise refused("--device", f"'auto' or a device of this machine ({', '.join(known)})", text)
     return torch.device(name)
 
 

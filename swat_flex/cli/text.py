@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import typer
 from torch import Tensor
 
+from swat_flex.cli import options
 from swat_flex.positions import apply_rope
 
 WIDTH = 64  # channels of a byte's embedding
@@ -40,10 +40,8 @@ def standard_library(length: int) -> bytes:
         text += source.read_bytes()
         if len(text) >= length:
             return text[:length]
-    raise typer.BadParameter(
-        f"expected at most as many tokens as {folder} has bytes of .py sources, {len(text)}, got {length}",
-        param_hint="--lengths",
-    )
+    rule = f"at most as many tokens as {folder} has bytes of .py sources, {len(text)}"
+    raise options.refused("--lengths", rule, length)
 
 
 def embed(text: bytes, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from swat_flex.cli import machine, options, screen
 from swat_flex.nn import SwatConfig
@@ -118,7 +115,8 @@ def _run(
         trainer = Trainer(model, training, corpus, out, ranks=ranks, compiled=compiled)
         if saved is not None:
             trainer.resume(saved)
-        with _Screen(training, quiet=not ranks.first) as page, _stopping(trainer):
+        page = _Screen(quiet=not ranks.first)
+        with page.bar, _stopping(trainer):
             page.begin(trainer, corpus)
             trainer.run(page)
             page.end(trainer, out)
@@ -147,24 +145,13 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
 class _Screen:
     """A bar on a terminal's standard error; on standard output a line per evaluation."""
 
-    def __init__(self, training: TrainingConfig, quiet: bool) -> None:
-        self.training, self.quiet = training, quiet
+    def __init__(self, quiet: bool) -> None:
         self.console = screen.console()
         self.console.quiet = quiet
-        terminal = sys.stderr.isatty() and not quiet
-        self.bar = Bar(
-            BarColumn(), TextColumn("{task.percentage:.0f}%  {task.description}"), TimeElapsedColumn(),
-            console=Console(stderr=True), transient=True, disable=not terminal,
-        )  # fmt: skip
+        columns = (BarColumn(), TextColumn("{task.percentage:.0f}%  {task.description}"), TimeElapsedColumn())
+        self.bar = screen.bar(*columns, quiet=quiet)
         self.task = self.bar.add_task("", total=1.0)
         self.last: Progress | None = None
-
-    def __enter__(self) -> _Screen:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
     def begin(self, trainer: Trainer, corpus: Corpus) -> None:
         count = sum(p.numel() for p in trainer.model.parameters())

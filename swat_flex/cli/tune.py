@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from swat_flex.cli import machine, options, screen
 
@@ -43,7 +43,7 @@ def tune(
     started = time.monotonic()
     options.one_of("--backend", backend, BACKENDS)
     if not seconds > 0:
-        raise typer.BadParameter(f"expected a positive number, got {seconds:g}", param_hint="--seconds")
+        raise options.refused("--seconds", "a positive number", seconds)
     chosen = options.device(device)
     problems = _problems(shape, window, dtype, backward, chosen, preset)
     console = screen.console()
@@ -52,9 +52,10 @@ def tune(
     from swat_flex.tuning.plan import jobs_of, plan
     from swat_flex.tuning.search import run_searches
 
-    fitting = [(problem, decode) for problem, decode in problems if _fits(problem, console)]
     jobs = []
-    for problem, decode in fitting:
+    for problem, decode in problems:
+        if not _fits(problem, console):
+            continue
         try:
             jobs += jobs_of(problem, backend, seconds, decode=decode)
         except (ValueError, NotImplementedError) as error:
@@ -64,7 +65,8 @@ def tune(
     if all(item.refusal for item in planned):
         console.print("Nothing to tune here, for the reasons above.")
         raise typer.Exit(1)
-    with _Screen(console, planned) as live:
+    live = _Screen(console)
+    with live.progress:
         tuned = run_searches(planned, seconds - (time.monotonic() - started), live.follow, live.finish)
     _print_results(tuned, console)
     if tuned.interrupted:
@@ -101,10 +103,8 @@ def _shape(text: str) -> tuple[int, int, int, int, int]:
         batch, q_heads, kv_heads, length, head_dim = map(int, text.split(","))
         if min(batch, q_heads, kv_heads, length, head_dim) >= 1 and q_heads % kv_heads == 0 and head_dim <= 256:
             return batch, q_heads, kv_heads, length, head_dim
-    raise typer.BadParameter(
-        f"expected B,Hq,Hkv,L,D, each at least 1, Hq a multiple of Hkv, D at most 256 (1,8,8,4096,64), got {text!r}",
-        param_hint="--shape",
-    )
+    rule = "B,Hq,Hkv,L,D, each at least 1, Hq a multiple of Hkv, D at most 256 (1,8,8,4096,64)"
+    raise options.refused("--shape", rule, text)
 
 
 def _fits(problem: Problem, console: Console) -> bool:
@@ -117,9 +117,8 @@ def _fits(problem: Problem, console: Console) -> bool:
 
 
 def _print_plan(planned: list[Planned], seconds: float, console: Console) -> None:
-    table = Table("plan", "problem", box=None, pad_edge=False, header_style="bold")
-    table.add_column("candidates", justify="right")
-    table.add_column("time", justify="right")
+    columns = [Column(name, justify="right") for name in ("candidates", "time")]
+    table = Table("plan", "problem", *columns, box=None, pad_edge=False, header_style="bold")
     for item in planned:
         count = "-" if item.refusal else f"{item.candidates} of {item.size}"
         table.add_row(item.job.tunable, str(item.job.problem), count, "-" if item.refusal else f"{item.estimate:.0f} s")
@@ -135,46 +134,36 @@ def _print_plan(planned: list[Planned], seconds: float, console: Console) -> Non
 class _Screen:
     """The progress bar: a line per search, with the best time so far."""
 
-    def __init__(self, console: Console, planned: list[Planned]) -> None:
+    def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[best]}"), console=console)
-        self._tasks: dict[int, Any] = {}
-
-    def __enter__(self) -> _Screen:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self.progress = Progress(*columns, TextColumn("{task.fields[best]}"), console=console)
+        self._tasks: dict[int, TaskID] = {}
 
     def follow(self, item: Planned, event: Event[Any]) -> None:
-        at = id(item)
-        if at not in self._tasks:
-            self._tasks[at] = self._progress.add_task(item.job.tunable, total=item.candidates, best="")
-        task = self._tasks[at]
-        self._progress.update(task, completed=event.done, total=max(event.planned, event.done))
+        if id(item) not in self._tasks:
+            self._tasks[id(item)] = self.progress.add_task(item.job.tunable, total=item.candidates, best="")
+        task = self._tasks[id(item)]
+        self.progress.update(task, completed=event.done, total=max(event.planned, event.done))
         if event.kind == "best" and event.timing is not None:
-            self._progress.update(task, best=f"best {event.timing.median_ms:.4g} ms: {event.config}")
+            self.progress.update(task, best=f"best {event.timing.median_ms:.4g} ms: {event.config}")
 
     def finish(self, outcome: Outcome) -> None:
         if outcome.result is not None and outcome.entry is None:  # what was left out, the plan has said
-            self._progress.console.print(f"{outcome.name}, {outcome.shape}: {outcome.note}")
+            self.progress.console.print(str(outcome))
 
 
 def _print_results(tuned: Tuned, console: Console) -> None:
-    table = Table("tuned", "problem", "winner", box=None, pad_edge=False, header_style="bold")
-    for column in ("default ms", "winner ms", "speed-up"):
-        table.add_column(column, justify="right")
+    columns = [Column(name, justify="right") for name in ("default ms", "winner ms", "speed-up")]
+    table = Table("tuned", "problem", "winner", *columns, box=None, pad_edge=False, header_style="bold")
     for outcome in tuned.outcomes:
         if outcome.winner is None or outcome.result is None:
             continue
-        default = (
-            "failed" if outcome.default is None else f"{outcome.default.median_ms:.4g} ±{outcome.default.spread:.0%}"
+        default, winner = (
+            "failed" if timing is None else f"{timing.median_ms:.4g} ±{timing.spread:.0%}"
+            for timing in (outcome.default, outcome.winner)
         )
         speed = "?" if outcome.result.speedup is None else f"{outcome.result.speedup:.2f}x"
-        won = str(outcome.result.winner)
-        row = (outcome.name, outcome.shape, won, default)
-        table.add_row(*row, f"{outcome.winner.median_ms:.4g} ±{outcome.winner.spread:.0%}", speed)
+        table.add_row(outcome.name, outcome.shape, str(outcome.result.winner), default, winner, speed)
     console.print(table)
     console.print(f"\n{str(tuned).splitlines()[-1]}", soft_wrap=True)
     console.print("python -m autotune --app swat_flex list shows them all", soft_wrap=True)

@@ -25,6 +25,8 @@ class Inputs:
 
     def __init__(self, problem: Problem, document_ids: Tensor | None = None) -> None:
         self.problem, self._document_ids = problem, document_ids
+        self.window = (problem.window.left, problem.window.right)
+        self.scale = problem.head_dim**-0.5
         self._generator = torch.Generator(problem.device).manual_seed(SEED)
 
     def _draw(self, heads: int, length: int, width: int) -> Tensor:
@@ -34,11 +36,9 @@ class Inputs:
     @cached_property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
         p = self.problem
-        return (
-            self._draw(p.q_heads, p.q_len, p.head_dim),
-            self._draw(p.kv_heads, p.kv_len, p.head_dim),
-            self._draw(p.kv_heads, p.kv_len, p.value_dim),
-        )
+        q = self._draw(p.q_heads, p.q_len, p.head_dim)
+        k, v = (self._draw(p.kv_heads, p.kv_len, width) for width in (p.head_dim, p.value_dim))
+        return q, k, v
 
     @cached_property
     def ring(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,4 +72,4 @@ class Inputs:
     @property
     def operands(self) -> Operands:
         """Return the call as a backend takes it."""
-        return Operands(*self.qkv, window=self.problem.window, scale=self.problem.head_dim**-0.5, **self.options)
+        return Operands(*self.qkv, window=self.problem.window, scale=self.scale, **self.options)

@@ -31,19 +31,19 @@ class Planned:
     Attributes:
         job: what is searched.
         size: valid configurations.
+        seconds: this search's share of the time.
         candidates: how many of them the time is enough for.
         call_seconds: one call of the default, measured on a CPU.
-        seconds: this search's share of the time.
         estimate: seconds it will probably take.
         refusal: why it is left out, or "".
     """
 
     job: Job
     size: int
-    candidates: int
-    call_seconds: float
     seconds: float
-    estimate: float
+    candidates: int = 0
+    call_seconds: float = 0.0
+    estimate: float = 0.0
     refusal: str = ""
 
 
@@ -69,7 +69,11 @@ def jobs_of(
             f"got {problem.activation!r} in {problem.dtype}"
         )
     if decode:
-        return [_decode_job(problem, backend)]
+        if backend not in ("auto", "triton"):
+            raise ValueError(f"backend: expected one that has something to tune in decoding, triton, got {backend!r}")
+        if backend == "triton" and (reason := triton.supports(problem)):
+            raise NotImplementedError(f"backend='triton': {reason}")
+        return [Job(triton.DECODE.name, "triton", problem)]  # where "auto" cannot run it here, the plan says why
     if backend == "auto":
         candidates = [
             name for name, module in dispatch.BACKENDS.items() if name != "naive" and module.supports(problem) is None
@@ -90,15 +94,6 @@ def jobs_of(
     return [Job(tunable, name, problem, document_ids) for tunable, name in searches]
 
 
-def _decode_job(problem: Problem, backend: str) -> Job:
-    """Return the search for a step of decoding; where "auto" cannot run it here, the plan says why."""
-    if backend not in ("auto", "triton"):
-        raise ValueError(f"backend: expected one that has something to tune in decoding, triton, got {backend!r}")
-    if backend == "triton" and (reason := triton.supports(problem)):
-        raise NotImplementedError(f"backend='triton': {reason}")
-    return Job(triton.DECODE.name, "triton", problem)
-
-
 def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
     """Give each search an equal share of the time, and say how many candidates fit into it."""
     return [_planned(job, seconds / len(jobs)) for job in jobs]
@@ -107,18 +102,17 @@ def plan(jobs: Sequence[Job], seconds: float) -> list[Planned]:
 def _planned(job: Job, seconds: float) -> Planned:
     size = len(job.find().space(job.problem).candidates)
     if job.tunable == triton.DECODE.name and (reason := triton.supports(job.problem)):
-        return Planned(job, size, 0, 0.0, seconds, 0.0, f"{reason}; what decodes here has nothing to tune")
+        return Planned(job, size, seconds, refusal=f"{reason}; what decodes here has nothing to tune")
     if job.problem.device.type != "cpu":
-        return Planned(
-            job, size, enough_for(size, 0.0, seconds), 0.0, seconds, min(seconds, size * GPU_COMPILE_SECONDS)
-        )
+        estimate = min(seconds, size * GPU_COMPILE_SECONDS)
+        return Planned(job, size, seconds, enough_for(size, 0.0, seconds), estimate=estimate)
     call = _call_seconds(job, seconds)
     if LEAST * call > seconds:
         refusal = f"one call takes about {call:.2g} s here, a comparison {LEAST} calls; its share is {seconds:.3g} s"
-        return Planned(job, size, 0, call, seconds, 0.0, refusal)
+        return Planned(job, size, seconds, refusal=refusal)
     candidates = enough_for(size, call, seconds)
     estimate = min(seconds, (candidates * CALLS + FINAL) * max(call, SAMPLE_SECONDS))
-    return Planned(job, size, candidates, call, seconds, estimate)
+    return Planned(job, size, seconds, candidates, call, estimate)
 
 
 def enough_for(size: int, call_seconds: float, seconds: float) -> int:

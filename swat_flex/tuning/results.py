@@ -39,7 +39,7 @@ class Outcome:
         return None if self.result is None or self.result.winner is None else self.result.timings[self.result.winner]
 
     def __str__(self) -> str:
-        if self.result is None or self.result.winner is None or self.winner is None:
+        if self.result is None or self.winner is None:
             return f"{self.name}, {self.shape}: {self.note}"
         won = f"{self.result.winner} {self.winner.median_ms:.4g} ms ± {self.winner.spread:.0%}"
         if self.default is None:

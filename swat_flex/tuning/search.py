@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from autotune import Budget, Entry, Event, LocalRunner, Result, Runner, WorkerRunner, search
@@ -63,13 +64,8 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
         return dispatch.BACKENDS[config.backend].supports(problem) if tunable is dispatch.BACKEND else None
 
     with ExitStack() as stack:
-        result = search(
-            space,
-            _runner(job, stack),
-            reject=reject,
-            budget=_budget(item),
-            on_event=lambda event: on_event(item, event),
-        )
+        runner, follow = _runner(job, stack), partial(on_event, item)
+        result = search(space, runner, reject=reject, budget=_budget(item), on_event=follow)
     if result.winner is None:
         return replace(outcome, result=result, note=_nothing(result))
     entry = Entry.of(tunable.key(problem), space, result)
@@ -80,7 +76,7 @@ def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
     """Run CPU candidates in this process; GPU candidates in workers, because a bad kernel can kill its process."""
     if job.problem.device.type == "cpu":
         return LocalRunner(SwatTask(job))
-    runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:build", job, workers=WORKERS, timeout=TIMEOUT)
+    runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:SwatTask", job, workers=WORKERS, timeout=TIMEOUT)
     return stack.enter_context(runner)
 
 

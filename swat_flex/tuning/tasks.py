@@ -48,14 +48,6 @@ class Job:
         return next(tunable for tunable in of_backend if tunable.name == self.tunable)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a candidate computed."""
-
-    config: Any
-    results: Results
-
-
 class SwatTask:
     """Runs, checks and times a job's candidates: what autotune calls a Task."""
 
@@ -69,28 +61,26 @@ class SwatTask:
 
     def compile(self, config: Any) -> None:
         """Read the machine code of our own kernels; FlexAttention's is compiled where it first runs."""
-        kernel = self._job.tunable.partition(".")[2]
-        on_gpu = self._problem.device.type == "cuda"
-        if self._job.backend == "triton" and on_gpu:
+        if self._problem.device.type != "cuda":
+            return
+        if self._job.backend != "triton":
+            self._run(config, self._inputs.grad)
+        elif config != self._tunable.default(self._problem):  # which runs in any case: all others are compared with it
             from swat_flex.tuning.facts import complaint, of_device
 
-            if config == self._tunable.default(self._problem):
-                return  # what all others are compared with runs in any case
+            kernel = self._job.tunable.partition(".")[2]
             if reason := complaint(kernel, self._problem, config, *of_device(self._problem.device)):
                 raise Rejected(reason)
-        elif on_gpu:
-            self._run(config, self._inputs.grad)
 
-    def prepare(self, config: Any) -> Callable[[], Answer]:
+    def prepare(self, config: Any) -> Callable[[], tuple[Any, Results]]:
+        """Return a function that gives the configuration too: a check runs it once more."""
         grad = self._inputs.grad
-        return lambda: Answer(config, self._run(config, grad))
+        return lambda: (config, self._run(config, grad))
 
-    def check(self, output: object) -> str | None:
-        assert isinstance(output, Answer)  # mypy: what prepare's functions return
-        sampled: Results = {}
-        if "dk" in output.results:
-            sampled = self._run(output.config, self._reference.sampled_gradient())
-        return self._reference.complaint(output.results, sampled)
+    def check(self, output: Any) -> str | None:
+        config, results = output
+        sampled = self._run(config, self._reference.sampled_gradient()) if "dk" in results else {}
+        return self._reference.complaint(results, sampled)
 
     @cached_property
     def _reference(self) -> SampledReference:
@@ -103,53 +93,43 @@ class SwatTask:
             return self._pass(backend, self._inputs, grad)
 
 
-def build(job: Job) -> SwatTask:
-    """Build the task in a worker process."""
-    return SwatTask(job)
-
-
 def _call(backend: str, inputs: Inputs, grad: Tensor) -> Results:
     """Call `flex_swat` as a user does: forward, and backward where the problem has one."""
-    problem = inputs.problem
-    window: Any = (problem.window.left, problem.window.right)
-    if not problem.needs_grad:
+    if not inputs.problem.needs_grad:
         return _forward(backend, inputs, grad)
     leaves, options = [x.detach().requires_grad_() for x in inputs.qkv], dict(inputs.options)
-    if problem.learns_bias:
-        options |= {name: _leaf(options[name]) for name in ("slopes", "logit_bias")}
-    out = flex_swat(*leaves, window, backend=backend, **options)  # type: ignore[call-arg, arg-type]  # three leaves, a name
-    learnt = [x for name in ("slopes", "logit_bias") if (x := options[name]) is not None and x.requires_grad]
+    learnt = []
+    if inputs.problem.learns_bias:
+        for name in ("slopes", "logit_bias"):
+            if options[name] is not None:
+                options[name] = options[name].detach().requires_grad_()
+                learnt.append(options[name])
+    out = flex_swat(*leaves, inputs.window, backend=backend, **options)  # type: ignore[call-arg, arg-type]  # three leaves, a name
     gradients = torch.autograd.grad(out, [*leaves, *learnt], grad)[:3]
     return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
 
 
-def _leaf(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().requires_grad_()
-
-
 def _forward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
-    window: Any = (inputs.problem.window.left, inputs.problem.window.right)
     with torch.no_grad():
-        return {"out": flex_swat(*inputs.qkv, window, backend=backend, **inputs.options)}  # type: ignore[arg-type]  # a name
+        return {"out": flex_swat(*inputs.qkv, inputs.window, backend=backend, **inputs.options)}  # type: ignore[arg-type]  # a name
 
 
 def _backward(backend: str, inputs: Inputs, grad: Tensor) -> Results:
     """Run the backward alone, through its operator."""
-    problem, options = inputs.problem, inputs.options
+    options, activation = inputs.options, inputs.problem.activation
     operator = getattr(torch.ops.swat_flex, f"{backend}_backward")
     vectors = (options["slopes"], options["logit_bias"], options["document_ids"])
-    window = (problem.window.left, problem.window.right)
-    scale = problem.head_dim**-0.5
     with torch.no_grad():
-        *gradients, _ = operator(grad, *inputs.qkv, *vectors, *window, scale, problem.activation, False)
+        *gradients, _ = operator(grad, *inputs.qkv, *vectors, *inputs.window, inputs.scale, activation, False)
     return dict(zip(("dq", "dk", "dv"), gradients, strict=True))
 
 
 def _decode(backend: str, inputs: Inputs, grad: Tensor) -> Results:
     """Run a step of the decode kernel, through its operator."""
     q, options, problem = inputs.qkv[0], inputs.options, inputs.problem
-    window, scale = problem.kv_len - problem.q_len + 1, problem.head_dim**-0.5
-    return {"out": triton.swat_decode(q, *inputs.ring, options["slopes"], options["logit_bias"], window, scale)}
+    window = problem.kv_len - problem.q_len + 1
+    out = triton.swat_decode(q, *inputs.ring, options["slopes"], options["logit_bias"], window, inputs.scale)
+    return {"out": out}
 
 
 # What is timed for a tunable; the others' configurations serve the whole call.
