@@ -10,7 +10,7 @@ try:
     import typer
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 except ModuleNotFoundError as missing:  # only this command needs them
     raise SystemExit(f"error: python -m autotune needs {missing.name}: pip install rich typer") from None
 
@@ -41,13 +41,10 @@ def _prepare(
 @app.command("list")
 def list_entries(context: typer.Context) -> None:
     """List all entries."""
-    store: Store = context.obj
-    entries = _entries(store)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("key", "tunable", "problem", "device"):
-        table.add_column(column, overflow="fold")
-    for column in ("ms", "speed-up"):
-        table.add_column(column, justify="right")
+    store, entries = _measured(context)
+    names = [Column(name, overflow="fold") for name in ("key", "tunable", "problem", "device")]
+    numbers = [Column(name, justify="right") for name in ("ms", "speed-up")]
+    table = Table(*names, *numbers, box=None, pad_edge=False, header_style="bold")
     for entry in entries:
         table.add_row(
             entry.key.digest[:KEY_DIGITS],
@@ -64,22 +61,19 @@ def list_entries(context: typer.Context) -> None:
 @app.command()
 def show(context: typer.Context, key: Annotated[str, typer.Argument(help="Key, or enough of its beginning.")]) -> None:
     """Show one entry with every configuration tried."""
-    store: Store = context.obj
-    matches = [entry for entry in _entries(store) if entry.key.digest.startswith(key)]
+    _, entries = _measured(context)
+    matches = [entry for entry in entries if entry.key.digest.startswith(key)]
     if len(matches) != 1:
         found = "no entry" if not matches else f"{len(matches)} entries"
         _fail(f"KEY: expected the beginning of one key, got {key!r}, the beginning of {found}; see `list`")
-    entry = matches[0]
-    _out().print(_facts(entry))
-    _out().print()
-    _out().print(_candidates(entry))
+    for part in (_facts(matches[0]), "", _candidates(matches[0])):
+        _out().print(part)
 
 
 @app.command("export")
 def export_entries(context: typer.Context, file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
     """Write all entries to one file, for other machines or as a library's presets."""
-    store: Store = context.obj
-    _entries(store)
+    store, _ = _measured(context)
     try:
         _out().print(f"Exported {store.export_file(file)} entries to {escape(str(file))}.", soft_wrap=True)
     except OSError as error:
@@ -106,8 +100,7 @@ def import_entries(
 @app.command()
 def clear(context: typer.Context, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Delete all entries."""
-    store: Store = context.obj
-    entries = _entries(store)
+    store, entries = _measured(context)
     if not yes:
         typer.confirm(f"Delete {len(entries)} entries in {store.place}?", abort=True)
     try:
@@ -116,8 +109,9 @@ def clear(context: typer.Context, yes: Annotated[bool, typer.Option("--yes", hel
         _fail(f"{store.place} cannot be cleared: {error.strerror}. Delete the folder as its owner.")
 
 
-def _entries(store: Store) -> list[Entry]:
-    """All entries; without any says so and ends the command."""
+def _measured(context: typer.Context) -> tuple[Store, list[Entry]]:
+    """The store and all its entries; without any says so and ends the command."""
+    store: Store = context.obj
     entries = list(store.entries())
     if not entries:
         _out().print(
@@ -126,14 +120,12 @@ def _entries(store: Store) -> list[Entry]:
             soft_wrap=True,
         )
         raise typer.Exit
-    return entries
+    return store, entries
 
 
 def _facts(entry: Entry) -> Table:
     key = entry.key
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table = Table(Column(style="bold"), "", box=None, show_header=False, pad_edge=False)
     facts = {
         "key": key.digest,
         "tunable": f"{key.tunable}, schema {key.schema}, source {key.source}",
@@ -151,18 +143,14 @@ def _facts(entry: Entry) -> Table:
 
 def _candidates(entry: Entry) -> Table:
     """Every configuration tried: the timed ones, the fastest first, then the failures."""
-    table = Table(*entry.default, box=None, pad_edge=False, header_style="bold")
-    for column in ("ms", "over winner", "spread", "rounds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("ms", "over winner", "spread", "rounds")]
+    table = Table(*entry.default, *numbers, "", box=None, pad_edge=False, header_style="bold")
 
     def values(config: Mapping[str, object]) -> list[str]:
         return [escape(str(config[name])) for name in entry.default]
 
     for config, timing in sorted(entry.timings, key=lambda timed: timed[1].median_ms):
-        marks = [
-            name for name, marked in {"winner": entry.winner, "default": entry.default}.items() if config == marked
-        ]
+        marks = [name for name in ("winner", "default") if config == getattr(entry, name)]
         table.add_row(
             *values(config),
             f"{timing.median_ms:.4f}",

@@ -168,31 +168,20 @@ class Entry:
             ValueError: anything else.
         """
         try:
-            return cls._parse(data)
+            if data["format"] != FORMAT:
+                raise ValueError(f"format: expected {FORMAT}, got {data['format']!r}")
+            created = datetime.fromisoformat(data["created"])
+            if created.utcoffset() is None:
+                raise ValueError(f"created: expected a time with its zone, got {created}")
+            timings = [(_typed(record["config"], dict), _timing(record)) for record in data["timings"]]
+            failures = [(_typed(record["config"], dict), _failure(record)) for record in data["failures"]]
+            winner, default = _typed(data["winner"], dict), _typed(data["default"], dict)
+            if all(config != winner for config, _ in timings):
+                raise ValueError(f"winner: expected one of the timed configurations, got {winner}")
+            clock, interrupted = _typed(data["clock"], str), _typed(data["interrupted"], bool)
+            return cls(Key.parse(data["key"]), winner, default, timings, failures, clock, interrupted, created)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"entry: expected one that autotune wrote, got {type(error).__name__}: {error}") from error
-
-    @classmethod
-    def _parse(cls, data: Any) -> "Entry":
-        if data["format"] != FORMAT:
-            raise ValueError(f"format: expected {FORMAT}, got {data['format']!r}")
-        created = datetime.fromisoformat(data["created"])
-        if created.utcoffset() is None:
-            raise ValueError(f"created: expected a time with its zone, got {created}")
-        timings = [(_typed(record["config"], dict), _timing(record)) for record in data["timings"]]
-        winner = _typed(data["winner"], dict)
-        if all(config != winner for config, _ in timings):
-            raise ValueError(f"winner: expected one of the timed configurations, got {winner}")
-        return cls(
-            Key.parse(data["key"]),
-            winner,
-            _typed(data["default"], dict),
-            timings,
-            [(_typed(record["config"], dict), _failure(record)) for record in data["failures"]],
-            _typed(data["clock"], str),
-            _typed(data["interrupted"], bool),
-            created,
-        )
 
     def _median_ms(self, wanted: dict[str, Value]) -> float:
         return next(timing.median_ms for config, timing in self.timings if config == wanted)

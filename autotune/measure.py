@@ -185,10 +185,8 @@ def _cache_emptier(device: "torch.device | str") -> Callable[[], object]:
     import torch
 
     size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 2**26)  # bytes; ROCm does not tell
-    other, found = (
-        torch.zeros(size, dtype=torch.int32, device=device),
-        torch.zeros((), dtype=torch.int32, device=device),
-    )
+    other = torch.zeros(size, dtype=torch.int32, device=device)
+    found = torch.zeros((), dtype=torch.int32, device=device)
     return lambda: torch.amax(other, dim=0, out=found)
 
 

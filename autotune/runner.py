@@ -151,14 +151,11 @@ class LocalRunner(Generic[Config]):
             if not _is_device_failure(error):
                 raise
             reason = shorten(f"{type(error).__name__}: {error}")
-            self._probe(reason)
+            try:
+                self._task.clock.probe()
+            except Exception as lost:
+                raise DeviceLost(reason) from lost
             raise CandidateFailed(Failure("error", reason)) from error
-
-    def _probe(self, reason: str) -> None:
-        try:
-            self._task.clock.probe()
-        except Exception as error:
-            raise DeviceLost(reason) from error
 
 
 def shorten(reason: str) -> str:

@@ -201,7 +201,10 @@ class _Search(Generic[Config]):
             wanted = min(limit - len(enlisted), len(queue))
             if self.budget.trials is not None:
                 wanted = min(wanted, self.budget.trials - self.trials)
-            self.plan(len(self.timings) + len(self.failures) + wanted)
+            planned = len(self.timings) + len(self.failures) + wanted
+            if planned != self.planned:
+                self.planned = planned
+                self.tell("planned")
             batch = self.draw(queue, min(wanted, self.runner.batch))
             for config, failure in self.runner.compile(batch).items():
                 self.fail(config, failure)
@@ -281,31 +284,21 @@ class _Search(Generic[Config]):
         if config in self.timings and len(samples) < self.timings[config].rounds:
             return
         timing = self.timings[config] = Timing.of(samples)
-        self.tell("measured", config, timing=timing)
+        self.tell("measured", config, timing)
         if self.best not in self.timings or timing.median_ms < self.timings[self.best].median_ms:
             self.best = config
-            self.tell("best", config, timing=timing)
+            self.tell("best", config, timing)
 
     def fail(self, config: Config, failure: Failure) -> None:
         self.timings.pop(config, None)
         self.failures[config] = failure
-        self.tell("failed", config, failure=failure)
-
-    def plan(self, planned: int) -> None:
-        if planned != self.planned:
-            self.planned = planned
-            self.tell("planned")
+        self.tell("failed", config, fault=failure)
 
     def tell(
-        self,
-        kind: EventKind,
-        config: Config | None = None,
-        *,
-        timing: Timing | None = None,
-        failure: Failure | None = None,
+        self, kind: EventKind, config: Config | None = None, timing: Timing | None = None, fault: Failure | None = None
     ) -> None:
         done = len(self.timings) + len(self.failures)
-        self.on_event(Event(kind, self.planned, done, config, timing, failure))
+        self.on_event(Event(kind, self.planned, done, config, timing, fault))
 
     def spent(self, share: float = 1.0) -> bool:
         """Tell whether to start nothing more; the default always starts."""

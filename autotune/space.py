@@ -11,10 +11,6 @@ Value: TypeAlias = str | int | float | bool | None
 Config = TypeVar("Config", bound=Hashable)
 
 
-def _anything(_: object) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Space(Generic[Config]):
     """All valid configurations of one tunable, in a fixed order; the first is the default.
@@ -45,7 +41,7 @@ class Space(Generic[Config]):
 
     config_type: type[Config]
     choices: Mapping[str, Sequence[Value]]
-    is_valid: Callable[[Config], bool] = _anything
+    is_valid: Callable[[Config], bool] = lambda _: True
     first: Sequence[Config] = ()
 
     def __post_init__(self) -> None:

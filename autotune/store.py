@@ -189,17 +189,13 @@ class Store:
         entry = self._kept(key, space)
         if entry is not None:
             return Found(space.parse(entry.winner), "user", entry)
-        for preset in self._matching_presets(key):
+        matching = self._by_preset().get(key.preset_digest, [])
+        for preset in sorted(matching, key=lambda preset: preset.created, reverse=True):
             try:
                 return Found(space.parse(preset.winner), "preset", preset)
             except ValueError as error:
                 _warn(f"the preset for {key.tunable!r} was passed over: {error}")
         return Found(space.default, "default", None)
-
-    def _matching_presets(self, key: Key) -> list[Entry]:
-        """Presets for `key`, the newest first."""
-        matching = self._by_preset().get(key.preset_digest, [])
-        return sorted(matching, key=lambda entry: entry.created, reverse=True)
 
     def _by_preset(self) -> dict[str, list[Entry]]:
         """All presets, by what they match; read once."""

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic
 
 from autotune.runner import CandidateFailed, Failure, TaskError, shorten
@@ -70,9 +69,7 @@ class WorkerRunner(Generic[Config]):
     def __enter__(self) -> "WorkerRunner[Config]":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
