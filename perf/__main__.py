@@ -59,7 +59,7 @@ def finish(record: Record, json_file: Path | None, png_file: Path | None) -> Non
     """Save first, then print and draw; exit status 1 where a contender of ours was wrong or failed."""
     if json_file is not None:
         save(record, json_file)
-    _print(record)
+    report.show(record, _console())
     if png_file is not None:
         picture.save(picture.draw(record), png_file)
     if any(row.ours and row.status in ("refused", "failed") for race in record.races for row in race.rows):
@@ -86,7 +86,7 @@ def report_(
         record = read(file)
     except (OSError, ValueError) as error:
         _fail(str(error))
-    _print(record)
+    report.show(record, _console())
     if png_file is not None:
         picture.save(picture.draw(record), png_file)
 
@@ -193,12 +193,6 @@ def _progress(total: int) -> Iterator[Advance]:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
-
-
-def _print(record: Record) -> None:
-    console = _console()
-    report.show(record, console)
-    console.print(report.LEGEND, style="dim", markup=False)
 
 
 def _fail(text: str) -> NoReturn:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,21 +76,35 @@ def check(peer: Peer, case: Case, leaves: tuple[Tensor, Tensor, Tensor], run: Ru
         raise ValueError(
             f"out: expected {tuple(leaves[0].shape)} {leaves[0].dtype}, got {tuple(out.shape)} {out.dtype}"
         )
-    grad, found = None, [out.detach()]
+
+    def sampled(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :, first:last] for first, last in samples], 2)
+
+    grad, found = None, [sampled(out.detach())]
     if passes == "both":
         grad = torch.zeros_like(out)
         noise = torch.Generator(out.device).manual_seed(1)
         for first, last in samples:
             part = grad[:, :, first:last]
             part.copy_(torch.randn(part.shape, generator=noise, device=out.device))
-        found += torch.autograd.grad(out, leaves, grad)
+        dq, dk, dv = torch.autograd.grad(out, leaves, grad)
+        found += [sampled(dq), dk, dv]
     q, k, v = (x.detach() for x in leaves)
     exact = _sampled(naive_swat, (q.double(), k.double(), v.double()), samples, case, definition, grad)
     rough = _sampled(rough_swat, (q, k, v), samples, case, definition, grad)
+    budgets = [
+        measure(actual, right, coarse.to(actual.dtype), name=name)
+        for name, actual, right, coarse in zip(NAMES[: len(found)], found, exact, rough, strict=True)
+    ]
     allowed = allowed_use(out.dtype, out.device) if peer.ours else THEIRS
-    del out
-    compared = _compared(found, exact, rough, samples, allowed)
-    return replace(compared, window=_wrong_window(peer, case, leaves, run))
+    del out, grad
+    return Checked(
+        errors={budget.name: budget.max_error for budget in budgets},
+        use=max(math.inf if math.isnan(budget.use) else budget.use for budget in budgets),
+        allowed=allowed,
+        rows=sum(last - first for first, last in samples),
+        window=_wrong_window(peer, case, leaves, run),
+    )
 
 
 def _wrong_window(peer: Peer, case: Case, leaves: tuple[Tensor, Tensor, Tensor], run: Run) -> str | None:
@@ -115,25 +129,6 @@ def _wrong_window(peer: Peer, case: Case, leaves: tuple[Tensor, Tensor, Tensor],
         finally:
             v.copy_(kept)
     return None
-
-
-def _compared(
-    found: list[Tensor], exact: list[Tensor], rough: list[Tensor], samples: list[tuple[int, int]], allowed: float
-) -> Checked:
-    """`found` holds all rows; the definition's out and dq only the sampled ones."""
-    rows = torch.cat([torch.arange(first, last) for first, last in samples])
-    found = [x.index_select(2, rows.to(x.device)) if name in ("out", "dq") else x for name, x in _named(found)]
-    errors, use = {}, 0.0
-    for (name, actual), right, coarse in zip(_named(found), exact, rough, strict=True):
-        if actual.dtype == torch.float64:
-            raise ValueError("dtype: expected float32 or lower, got float64")
-        budget = measure(actual, right, coarse.to(actual.dtype), name=name)
-        errors[name], use = budget.max_error, max(use, budget.use)
-    return Checked(errors, use if not math.isnan(use) else math.inf, allowed, len(rows))
-
-
-def _named(tensors: list[Tensor]) -> list[tuple[str, Tensor]]:
-    return list(zip(NAMES, tensors, strict=False))
 
 
 def _samples(case: Case, definition: Definition) -> list[tuple[int, int]]:

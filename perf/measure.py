@@ -75,25 +75,22 @@ def run_races(
         told: told of each admission and of each sample in ms as soon as it is there, by the contender's name.
         until: time.monotonic() after which nobody more is admitted, and no further round begins.
     """
-    rows: dict[tuple[int, str], Row] = {}
-    entrants: dict[tuple[int, str], Entrant] = {}
+    found: dict[tuple[int, str], Entrant | Row] = {}
     for n, (case, passes, peers) in enumerate(contests):
         tensors = case.tensors(setting.device)
         for peer in peers:
             advance(f"{case.name}, {passes}: {peer.name}")
-            found: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
+            entrant: Entrant | Row = Row(**_identity(peer, case), status="skipped", reason="no time was left for it")
             if time.monotonic() < until:
-                found = admit(peer, case, passes, tensors, setting.device)
-            told(peer.name, found)
-            if isinstance(found, Entrant):
-                entrants[n, peer.name] = found
-            else:
-                rows[n, peer.name] = found
+                entrant = admit(peer, case, passes, tensors, setting.device)
+            told(peer.name, entrant)
+            found[n, peer.name] = entrant
     first, passes, _ = contests[0]
     what = f"{first.name}, {passes}: " if len(contests) == 1 else ""
     advance(f"{what}{setting.rounds} rounds")
     limits = _ceilings(first, setting)
-    runs = {key: entrant.run for key, entrant in entrants.items()} | {(-1, name): x.run for name, x in limits.items()}
+    runs = {key: x.run for key, x in found.items() if isinstance(x, Entrant)}
+    runs |= {(-1, name): limit.run for name, limit in limits.items()}
     meter = Meter()
     # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
     times = time_together(
@@ -106,14 +103,14 @@ def run_races(
         for name, limit in limits.items()
         if (timing := times.timings.get((-1, name))) is not None
     }
-    for (n, name), entrant in entrants.items():
-        case, passes, _ = contests[n]
-        left = times.timings.get((n, name)) or times.failed.get((n, name), "left the race")
-        rows[n, name] = _timed_row(entrant, case, passes, left)
     races = []
     for n, (case, passes, peers) in enumerate(contests):
-        own = tuple(rows[n, peer.name] for peer in peers)
-        races.append(Race(case, passes, times.clock, _chosen(case, peers, own, setting), others, ceilings, own))
+        rows = []
+        for key, x in ((key, x) for key, x in found.items() if key[0] == n):
+            timing_or_reason = times.timings.get(key) or times.failed.get(key, "left the race")
+            rows.append(_timed_row(x, case, passes, timing_or_reason) if isinstance(x, Entrant) else x)
+        chosen = _chosen(case, peers, rows, setting)
+        races.append(Race(case, passes, times.clock, chosen, others, ceilings, tuple(rows)))
     return tuple(races)
 
 

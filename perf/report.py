@@ -49,6 +49,7 @@ def show(record: Record, console: Console) -> None:
     console.print()
     for warning in warnings(record):
         console.print(escape(f"WARNING: {warning}"), style="bold red")
+    console.print(LEGEND, style="dim", markup=False)
 
 
 def bars_table(record: Record) -> Table:

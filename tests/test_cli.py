@@ -140,7 +140,7 @@ def test_demo_leaves_naive_out_where_its_memory_would_not_fit(monkeypatch):
 
 
 def test_demo_times_nothing_that_is_wrong(monkeypatch):
-    monkeypatch.setattr(check, "flex_swat", lambda q, k, v, window: swat_flex.flex_swat(q, k, v, window) * 1.001)
+    monkeypatch.setattr(check, "flex_swat", lambda *call, **options: swat_flex.flex_swat(*call, **options) * 1.001)
     monkeypatch.setattr("swat_flex.cli.demo.measure", lambda *_: pytest.fail("timed"))
     result = CliRunner().invoke(app, TINY)
     assert result.exit_code == 1

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from swat_flex.api import flex_swat
 from swat_flex.cli.text import Inputs
 from swat_flex.problem import WindowLike
-from swat_flex.reference import naive_swat
+from swat_flex.testing.budget import exact_results, with_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +37,11 @@ def compare(inputs: Inputs, window: WindowLike) -> Errors:
 
     Allowed are four roundings to the inputs' dtype, and 64 of float32, in which sums are kept (float64 for float64).
     """
-    leaves = (inputs.q, inputs.k, inputs.v)
-    output = flex_swat(*leaves, window)
-    actual = (output, *torch.autograd.grad(output, leaves, inputs.grad))
-
-    q, k, v = (x.detach().cpu().double().requires_grad_() for x in leaves)
-    exact_output = naive_swat(q, k, v, window)
-    exact = (exact_output, *torch.autograd.grad(exact_output, (q, k, v), inputs.grad.cpu().double()))
-
-    errors = [_relative(a, e) for a, e in zip(actual, exact, strict=True)]
-    dtype = inputs.q.dtype
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    allowed = 4 * torch.finfo(dtype).eps + 64 * torch.finfo(sums).eps
-    return Errors(errors[0], max(errors[1:]), allowed)
-
-
-def _relative(actual: Tensor, exact: Tensor) -> float:
-    error = (actual.detach().cpu().double() - exact.detach()).abs().max()
-    return float(error / exact.detach().abs().max())
+    q, k, v = inputs.q, inputs.k, inputs.v
+    actual = with_gradients(flex_swat, (q, k, v), window, inputs.grad, slopes="balanced")
+    exact = exact_results((q.cpu(), k.cpu(), v.cpu()), window, inputs.grad.cpu(), slopes="balanced")
+    output, *gradients = (
+        float((actual[name].cpu().double() - x).abs().max() / x.abs().max()) for name, x in exact.items()
+    )
+    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return Errors(output, max(gradients), 4 * torch.finfo(q.dtype).eps + 64 * torch.finfo(sums).eps)
