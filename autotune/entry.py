@@ -37,12 +37,10 @@ class Key:
     """What a measurement is valid for. Build it once per problem and keep it: hashing happens here.
 
     Attributes:
-        tunable: name of what is tuned.
+        tunable: its name.
         schema: number of the tunable's configuration type, raised when its meaning changes.
         source: hash of the tunable's source.
         bucket: the problem: names and str, int, bool or None.
-        device: where it was measured.
-        versions: what compiled it.
         digest: hash of all the above; equality and hashing go by it alone, so that a look-up costs one comparison.
         preset_digest: hash of what a shipped preset must match: all but source and versions.
 
@@ -98,12 +96,9 @@ class Entry:
     """The outcome of one search. Configurations are in their JSON form: the store knows no tunable's type.
 
     Attributes:
-        key: what it is valid for.
-        winner, default: configurations.
         timings: every right configuration and its timing.
         failures: every other configuration tried and its failure.
         clock: name of the clock that timed them.
-        interrupted: whether the search was.
         created: when, with its time zone.
     """
 

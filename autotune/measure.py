@@ -204,7 +204,6 @@ def clock_for(device: "torch.device | str", graphs: bool = True) -> Clock:
     """Choose the clock for `device`: CUDA graphs on CUDA and ROCm, the wall clock on CPUs and all else.
 
     Args:
-        device: what is timed.
         graphs: False for launches that cannot be captured: events around every launch instead of a graph.
     """
     kind = str(device).partition(":")[0]
@@ -285,11 +284,9 @@ def race(
     """Sample all entrants in interleaved rounds, so that a drifting machine drifts for all of them.
 
     Args:
-        entrants: the candidates.
         sample: one sample of a candidate in ms, or None when it failed and leaves the race.
         samples: receives each candidate's samples as they come, so that an interrupted race keeps them; a failed
             candidate's are removed.
-        rounds: samples per candidate.
         hopeless: from round 2 on, candidates leave whose fastest sample exceeds this many times the best median.
         go_on: asked before every round but the first; False ends the race.
     """

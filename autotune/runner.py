@@ -56,9 +56,6 @@ class Task(Protocol[ConfigIn]):
 
     A worker process builds it by calling a factory, and several may exist side by side: allocate inputs when they
     are first needed.
-
-    Attributes:
-        clock: how candidates are timed.
     """
 
     clock: Clock

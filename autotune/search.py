@@ -115,12 +115,9 @@ def search(
     result passed the task's check, and the winner passes it once more at the end.
 
     Args:
-        space: the configurations.
-        runner: compiles, checks and times them.
         reject: static facts: a reason why a candidate should not even start, or None.
         budget: when to stop trying more.
         exhaustive: the largest number of candidates to try whole.
-        on_event: told of progress.
         now: seconds, monotonic; the clock of `budget.seconds`.
         seed: of the random sample.
 
@@ -292,13 +289,17 @@ class _Search(Generic[Config]):
     def fail(self, config: Config, failure: Failure) -> None:
         self.timings.pop(config, None)
         self.failures[config] = failure
-        self.tell("failed", config, fault=failure)
+        self.tell("failed", config, failure=failure)
 
     def tell(
-        self, kind: EventKind, config: Config | None = None, timing: Timing | None = None, fault: Failure | None = None
+        self,
+        kind: EventKind,
+        config: Config | None = None,
+        timing: Timing | None = None,
+        failure: Failure | None = None,
     ) -> None:
         done = len(self.timings) + len(self.failures)
-        self.on_event(Event(kind, self.planned, done, config, timing, fault))
+        self.on_event(Event(kind, self.planned, done, config, timing, failure))
 
     def spent(self, share: float = 1.0) -> bool:
         """Tell whether to start nothing more; the default always starts."""

@@ -59,11 +59,7 @@ class Space(Generic[Config]):
 
     @cached_property
     def candidates(self) -> tuple[Config, ...]:
-        """Every valid configuration, the default first.
-
-        Raises:
-            ValueError: `is_valid` refuses every combination.
-        """
+        """Every valid configuration, the default first; errors as `default`."""
         return self.default, *itertools.islice(self._valid(), 1, None)
 
     @cached_property

@@ -104,7 +104,6 @@ class Store:
         the newest that `space` allows is taken. From the second call on this reads no file; it never writes one.
 
         Args:
-            key: the problem.
             space: the tunable's only space; every configuration read is validated by it.
         """
         found = self._found.get(key)

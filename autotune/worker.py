@@ -33,7 +33,6 @@ class WorkerRunner(Generic[Config]):
     Args:
         factory: "module:function", importable in a fresh process; called with `argument`, it builds the Task.
         argument: anything that can be pickled.
-        workers: processes.
         timeout: seconds that one step of a candidate (compilation, admission, sample) may take.
         start_timeout: seconds that a process may take to start and build the task.
 

@@ -60,11 +60,9 @@ class Checked:
 
 
 def check(peer: Peer, case: Case, leaves: tuple[Tensor, Tensor, Tensor], run: Run, passes: Passes) -> Checked:
-    """Compare one run with its own definition.
+    """Compare one run with its peer's own definition.
 
     Args:
-        peer: whose definition counts.
-        case: its sizes.
         leaves: q `[B, Hq, Lq, D]`, k and v `[B, Hkv, Lk, D]` that `run` is bound to.
         run: the very callable to be timed.
         passes: "both" compares the gradients too.

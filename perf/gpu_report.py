@@ -65,7 +65,6 @@ class Step:
     """A part of the report.
 
     Attributes:
-        name: what it does, in words.
         words: its command; "{seconds}" stands for what its share turns out to be.
         seconds: its share, relative to the other steps' and to what the steps before it left over.
         parse: finds a result in a line of its output.
@@ -122,7 +121,6 @@ def run(steps: Sequence[Step], folder: Path, seconds: float, now: Callable[[], f
     """Run the steps in turn; what one leaves of its share goes to those after it.
 
     Args:
-        steps: see `plan`.
         folder: receives `report.jsonl`, appended to where it exists, and `report.log`, all that the steps printed.
         seconds: for everything together.
         now: seconds, monotonic.

@@ -70,14 +70,7 @@ def _step(head_dim: int) -> Pairs:
 
 
 def run(target: str, works: list[Work]) -> list[dict[str, Any]]:
-    """Execute works and print what was found; the first that breaks a rule is the last.
-
-    Args:
-        target: "sm_90", …
-
-    Returns:
-        What was printed, for a file.
-    """
+    """Execute works, print what was found and return it, for a file; the first that breaks a rule is the last."""
     options.one_of("--target", target, EXECUTABLE)
     try:
         from swat_flex.inspection.ptx import Fault

@@ -29,8 +29,6 @@ def complaint(
 
     Args:
         kernel: "forward", "query_gradient" or "key_gradients"; a DecodeConfig is the decode kernel's.
-        problem: what it is compiled for.
-        config: the candidate.
         target: "sm_90"; one that `swat_flex.inspection` does not know is judged by its shared memory alone.
         shared_limit: bytes of shared memory that a block may use.
     """

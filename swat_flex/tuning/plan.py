@@ -29,7 +29,6 @@ class Planned:
     """A search with its share of the time.
 
     Attributes:
-        job: what is searched.
         size: valid configurations.
         seconds: this search's share of the time.
         candidates: how many of them the time is enough for.
@@ -54,8 +53,7 @@ def jobs_of(
 
     Args:
         problem: `needs_grad` tells whether the backward is tuned too.
-        backend: as `tune`.
-        seconds: for all searches together.
+        backend, seconds: as `tune`.
         document_ids: as `Inputs`; on the CPU.
         decode: a step of `swat_decode`, of q_len new tokens and the kv_len = window + q_len − 1 keys they see.
 

@@ -55,7 +55,6 @@ class Tuned:
     Attributes:
         outcomes: what each search found, in the order of the searches.
         place: where entries are kept, in words.
-        seconds: how long it took.
         interrupted: whether Ctrl-C ended it.
     """
 

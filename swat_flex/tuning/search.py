@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,21 +63,19 @@ def _search(item: Planned, job: Job, on_event: OnEvent) -> Outcome:
     def reject(config: Any) -> str | None:
         return dispatch.BACKENDS[config.backend].supports(problem) if tunable is dispatch.BACKEND else None
 
-    with ExitStack() as stack:
-        runner, follow = _runner(job, stack), partial(on_event, item)
-        result = search(space, runner, reject=reject, budget=_budget(item), on_event=follow)
+    with _runner(job) as runner:
+        result = search(space, runner, reject=reject, budget=_budget(item), on_event=partial(on_event, item))
     if result.winner is None:
         return replace(outcome, result=result, note=_nothing(result))
     entry = Entry.of(tunable.key(problem), space, result)
     return replace(outcome, result=result, entry=entry, saved=_keep(entry))
 
 
-def _runner(job: Job, stack: ExitStack) -> Runner[Any]:
+def _runner(job: Job) -> AbstractContextManager[Runner[Any]]:
     """Run CPU candidates in this process; GPU candidates in workers, because a bad kernel can kill its process."""
     if job.problem.device.type == "cpu":
-        return LocalRunner(SwatTask(job))
-    runner: WorkerRunner[Any] = WorkerRunner("swat_flex.tuning.tasks:SwatTask", job, workers=WORKERS, timeout=TIMEOUT)
-    return stack.enter_context(runner)
+        return nullcontext(LocalRunner(SwatTask(job)))
+    return WorkerRunner("swat_flex.tuning.tasks:SwatTask", job, workers=WORKERS, timeout=TIMEOUT)
 
 
 def _budget(item: Planned) -> Budget:

@@ -27,8 +27,7 @@ class Job:
     """One search to run.
 
     Attributes:
-        tunable: its name.
-        backend: whose it is; "auto" for the choice between backends.
+        backend: whose the tunable is; "auto" for the choice between backends.
         problem: whose device is where it runs.
         document_ids: as `Inputs`; on the CPU.
         settings: configurations of other tunables while this one is measured, by name.

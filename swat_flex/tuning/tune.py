@@ -43,11 +43,7 @@ def tune(
         q: `[B, Hq, Lq, D]`; read for its sizes alone, as k and v are.
         k: `[B, Hkv, Lk, D]`.
         v: `[B, Hkv, Lk, Dv]`.
-        window: as all following arguments down to `activation`, that of `flex_swat`.
-        slopes: see `flex_swat`.
-        scale: see `flex_swat`.
-        logit_bias: see `flex_swat`.
-        document_ids: see `flex_swat`.
+        window, slopes, scale, logit_bias, document_ids: as in `flex_swat`.
         activation: "sigmoid" or "softmax".
         backend: "auto" tunes what may run here and the choice between them; a name tunes that backend alone.
         backward: whether the backward is tuned too; None is where the call would need one.
