@@ -59,6 +59,18 @@ class Entrant:
     leaves: tuple[Tensor, Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a ceiling is, the FLOPs or bytes of one run, and the run."""
+
+    what: str
+    amount: float
+    run: Callable[[], object]
+
+    def reached(self, timing: Timing) -> Ceiling:
+        return Ceiling(self.what, self.amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
+
+
 def run_races(
     contests: Sequence[tuple[Case, Passes, Sequence[Peer]]], setting: Setting, advance: Advance = lambda _: None,
     told: Callable[[str, Entrant | Row | float], object] = lambda *_: None, until: float = math.inf,
@@ -90,7 +102,7 @@ def run_races(
     advance(f"{what}{setting.rounds} rounds")
     limits = _ceilings(first, setting)
     runs = {key: x.run for key, x in found.items() if isinstance(x, Entrant)}
-    runs |= {(-1, name): limit.run for name, limit in limits.items()}
+    runs |= {(-1, name): limit.run for name, limit in limits.items()}  # -1: of no race, and so of all
     meter = Meter()
     # A graph leaves the host's launch cost out of a forward; who cannot be captured, and fails so, has no time.
     times = time_together(
@@ -98,17 +110,13 @@ def run_races(
         on_sample=lambda key, ms: None if ms is None else told(key[1], ms), go_on=lambda: time.monotonic() < until,
     )  # fmt: skip
     others = meter.read()
-    ceilings = {
-        name: Ceiling(limit.what, limit.amount / timing.median_ms * 1e3, timing.median_ms, timing.spread)
-        for name, limit in limits.items()
-        if (timing := times.timings.get((-1, name))) is not None
-    }
+    ceilings = {name: limits[name].reached(timing) for (n, name), timing in times.timings.items() if n == -1}
     races = []
     for n, (case, passes, peers) in enumerate(contests):
         rows = []
-        for key, x in ((key, x) for key, x in found.items() if key[0] == n):
-            timing_or_reason = times.timings.get(key) or times.failed.get(key, "left the race")
-            rows.append(_timed_row(x, case, passes, timing_or_reason) if isinstance(x, Entrant) else x)
+        for key in ((n, peer.name) for peer in peers):
+            entrant, end = found[key], times.timings.get(key) or times.failed.get(key, "left the race")
+            rows.append(_timed_row(entrant, case, passes, end) if isinstance(entrant, Entrant) else entrant)
         chosen = _chosen(case, peers, rows, setting)
         races.append(Race(case, passes, times.clock, chosen, others, ceilings, tuple(rows)))
     return tuple(races)
@@ -160,15 +168,6 @@ def bind(
     return lambda: torch.autograd.grad(forward(), (q, k, v), grad), forward, (q, k, v)
 
 
-@dataclass(frozen=True)
-class Limit:
-    """What a ceiling is, the FLOPs or bytes of one run, and the run."""
-
-    what: str
-    amount: float
-    run: Callable[[], object]
-
-
 def _ceilings(case: Case, setting: Setting) -> dict[str, Limit]:
     edge, size = setting.sizes
     # A generator of its own: the device's may be the one that a failed capture spoiled.
@@ -183,17 +182,17 @@ def _ceilings(case: Case, setting: Setting) -> dict[str, Limit]:
     }
 
 
-def _timed_row(entrant: Entrant, case: Case, passes: Passes, found: Timing | str) -> Row:
+def _timed_row(entrant: Entrant, case: Case, passes: Passes, end: Timing | str) -> Row:
     """The row of who was admitted: its times, or why it has none."""
     peer, checked = entrant.peer, entrant.checked
     base = _identity(peer, case)
-    if isinstance(found, str):
-        return Row(**base, status="failed", reason=found)
+    if isinstance(end, str):
+        return Row(**base, status="failed", reason=end)
     flops, moved = peer.definition(case).work(case, passes)
     with torch.set_grad_enabled(passes == "both"):
         configuration, source = peer.configured(case, *entrant.leaves)
     return Row(
-        **base, **asdict(found), status="timed", flops=flops, bytes=moved, peak_bytes=entrant.peak,
+        **base, **asdict(end), status="timed", flops=flops, bytes=moved, peak_bytes=entrant.peak,
         errors=checked.errors, use=checked.use, allowed=checked.allowed, configuration=configuration, source=source,
         first_call=entrant.first_call,
     )  # fmt: skip

@@ -227,7 +227,8 @@ def _loops(loops: tuple[Loop, ...], predictions: list[Prediction]) -> Table:
     table = Table("per iteration", *columns, box=None, pad_edge=False, header_style="bold")
     counts = [loop.counts for loop in loops]
     table.add_row("instructions per warp", *(str(len(loop.instructions)) for loop in loops), style="bold")
-    for kind in sorted({kind for count in counts for kind in count}, key=lambda k: -max(c.get(k, 0) for c in counts)):
+    kinds = sorted({kind for count in counts for kind in count})
+    for kind in sorted(kinds, key=lambda kind: -max(count.get(kind, 0) for count in counts)):
         table.add_row(f"  {kind}", *(str(count.get(kind, "")) for count in counts))
     table.add_row("clocks per block", style="bold")
     for unit in dict.fromkeys(unit for prediction in predictions for unit in prediction.clocks):
