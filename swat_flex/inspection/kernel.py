@@ -130,16 +130,11 @@ def compile_for(
         RuntimeError: Triton is not installed, or cannot compile the kernel.
     """
     chosen = target_named(target)
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource, make_backend
-    except ImportError as error:
-        raise RuntimeError(f"triton: expected to be installed to compile a kernel, got {error}") from error
-    while not isinstance(kernel, triton.JITFunction) and hasattr(kernel, "fn"):
-        kernel = kernel.fn
-    if not isinstance(kernel, triton.JITFunction):
-        raise TypeError(f"kernel: expected a triton.jit function, got {type(kernel).__name__}")
+    kernel = unwrapped(kernel)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
     types, values, aligned = _arguments(kernel, signature, constexprs)
     gpu = GPUTarget(chosen.backend, chosen.arch, chosen.warp_size)
     known = vars(make_backend(gpu).parse_options({}))
@@ -148,6 +143,24 @@ def compile_for(
             raise ValueError(f"options: expected names that Triton knows for {target}, got {name!r}")
     attributes = {(i,): [["tt.divisibility", ALIGNMENT]] for i in aligned}
     return triton.compile(ASTSource(kernel, types, values, attributes), target=gpu, options=options)
+
+
+def unwrapped(kernel: Any) -> Any:
+    """Return the `triton.jit` function under `triton.autotune` or `triton.heuristics`.
+
+    Raises:
+        TypeError: there is none.
+        RuntimeError: Triton is not installed.
+    """
+    try:
+        from triton import JITFunction
+    except ImportError as error:
+        raise RuntimeError(f"triton: expected to be installed to compile a kernel, got {error}") from error
+    while not isinstance(kernel, JITFunction) and hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    if not isinstance(kernel, JITFunction):
+        raise TypeError(f"kernel: expected a triton.jit function, got {type(kernel).__name__}")
+    return kernel
 
 
 def _arguments(

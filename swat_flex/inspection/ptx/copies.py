@@ -6,7 +6,6 @@ Bytes land as late as the program allows: when a thread waits for them. Until th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from swat_flex.inspection.ptx.formats import Array, Mask
 from swat_flex.inspection.ptx.mbarrier import MOST, Barrier
 from swat_flex.inspection.ptx.memory import TensorMap
 from swat_flex.inspection.ptx.parser import split
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
@@ -203,4 +202,4 @@ def _tensor_copy(site: Site) -> Step:
     return run
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"cp": _copy}
+BUILDERS: dict[str, Builder] = {"cp": _copy}

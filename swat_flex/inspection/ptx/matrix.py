@@ -13,7 +13,7 @@ import numpy as np
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask, widened
 from swat_flex.inspection.ptx.loads import SHARED, spread
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 
 def halves(x: Array, kind: str) -> Array:
@@ -23,8 +23,7 @@ def halves(x: Array, kind: str) -> Array:
 
 def _matrices(site: Site) -> tuple[int, bool]:
     """Take what ldmatrix and stmatrix have in common; return the number of matrices and whether they are transposed."""
-    if site.kind() != "b16":
-        raise Fault("is known for b16 alone")
+    site.kind("b16")
     for name in ("sync", "aligned", "m8n8"):
         site.need(name)
     site.need(*SHARED)
@@ -122,4 +121,4 @@ def _multiply(site: Site) -> Step:
     return run
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"ldmatrix": _load, "stmatrix": _store, "mma": _multiply}
+BUILDERS: dict[str, Builder] = {"ldmatrix": _load, "stmatrix": _store, "mma": _multiply}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
 from swat_flex.inspection.ptx.held import GROUP, Held
 from swat_flex.inspection.ptx.matrix import halves
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
@@ -237,4 +236,4 @@ def _build(site: Site) -> Step:
     return lambda m: machine.products.wait(machine.groups_of(m, GROUP), keep)
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"wgmma": _build}
+BUILDERS: dict[str, Builder] = {"wgmma": _build}
