@@ -28,12 +28,12 @@ def resolve(
     k: Tensor,
     v: Tensor,
     window: WindowLike,
-    slopes: Slopes,
-    scale: float | None,
-    logit_bias: Tensor | float | None,
-    document_ids: Tensor | None,
-    activation: str,
-    backend: str,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    document_ids: Tensor | None = None,
+    activation: str = "sigmoid",
+    backend: str = "auto",
 ) -> Operands:
     """Check every argument of `flex_swat` and return what they stand for; raise for the first rule broken.
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from swat_flex.backends.triton import DecodeConfig, TritonConfig, configuration
-from swat_flex.backends.triton.offline import KERNELS, compile_decode, compile_kernel, offline_configuration
+from swat_flex.backends.triton.config import KERNELS
+from swat_flex.backends.triton.offline import compile_decode, compile_kernel, offline_configuration
 from swat_flex.inspection.kernel import Inspection, inspect_kernel
 from swat_flex.inspection.loops import Loop
 from swat_flex.problem import Problem, WindowLike

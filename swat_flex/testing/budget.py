@@ -152,25 +152,12 @@ def _in_float64(options: dict[str, Any]) -> dict[str, Any]:
     return {name: x.double() if is_float[name] else x for name, x in options.items()}
 
 
-def rough_swat(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: WindowLike,
-    *,
-    slopes: Any = "balanced",
-    scale: float | None = None,
-    logit_bias: Tensor | float | None = None,
-    document_ids: Tensor | None = None,
-    activation: str = "sigmoid",
-) -> Tensor:
+def rough_swat(q: Tensor, k: Tensor, v: Tensor, window: WindowLike, **options: Any) -> Tensor:
     """`naive_swat` in float32, rounded where a low-precision matrix product rounds; differentiable."""
     dtype = q.dtype
-    operands = validation.resolve(
-        q.float(), k.float(), v.float(), window, slopes, scale, logit_bias, document_ids, activation, "naive"
-    )
+    operands = validation.resolve(q.float(), k.float(), v.float(), window, **options, backend="naive")
     x = _RoundGradient.apply(reference.logits(operands), dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-    w = reference.weights(x, reference.visible(operands), activation)
+    w = reference.weights(x, reference.visible(operands), operands.activation)
     values = operands.v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     w = _Round.apply(w, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
     out: Tensor = (w @ values).to(dtype)

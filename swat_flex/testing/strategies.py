@@ -139,13 +139,9 @@ def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> Swa
     """A call of `swat_decode`: a ring that is filled in chunks, wrapped or not, by rows of one length or of many."""
     length = draw(lengths(longest), label="length")
     tokens = min(length, draw(_among((1, 2, 3, 8, 16)), label="tokens"))
-    keys = _keys(length)
-    fixed: dict[str, Any] = {
-        "length": length,
-        "fewer": length - tokens,
-        "ring": draw(_between(tokens, 16), label="ring"),
-    }
-    fixed["window"] = draw(keys, label="window")
+    fixed: dict[str, Any] = {"length": length, "fewer": length - tokens}
+    fixed["ring"] = draw(_between(tokens, 16), label="ring")
+    fixed["window"] = draw(_keys(length), label="window")
     return draw(swat_cases(**{"documents": ("none", "late")} | fixed | rules))
 
 
@@ -154,12 +150,11 @@ def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
     """Many rows whose weights all lie in σ's tail: what is wrong alike in each shows in their sum."""
     plain = _among(("contiguous", "transposed", "sliced", "columns"))
     fixed: dict[str, Any] = {
-        **{"fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2},
-        **{"v_exponent": 0, "grad_exponent": 0},
+        "fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2, "v_exponent": 0, "grad_exponent": 0,
         "scale": draw(_among((None, 0.07)), label="scale"),
         "bias": draw(_among((-6.1, -12.0, -20.0)), label="bias"),
         "layouts": (*draw(st.tuples(plain, plain, plain), label="layouts"), "contiguous"),
-    }
+    }  # fmt: skip
     sizes: dict[str, Any] = {"pairs": 2**16, "documents": ("none", "packed")}
     return draw(swat_cases(**sizes | rules | fixed))
 
@@ -213,28 +208,16 @@ def cases_for(
 
 # What one program of FlexAttention is compiled for.
 FAMILIES: tuple[dict[str, Any], ...] = (
-    {
-        **{"batch": 1, "kv_heads": 2, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None},
-        **{"documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
-    },
-    {
-        **{"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None},
-        **{
-            "documents": ("packed", "padded", "one row"),
-            "slopes": ("balanced", "alibi", "tensor"),
-            "biases": ("none",),
-        },
-    },
-    {
-        **{"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07},
-        **{"documents": ("none",), "slopes": ("none",), "biases": ("none",)},
-    },
-    {
-        **{"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6},
-        **{"documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor")},
-        "activations": ("softmax",),
-    },
-)
+    {"batch": 1, "kv_heads": 2, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None,
+     "documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
+    {"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None,
+     "documents": ("packed", "padded", "one row"), "slopes": ("balanced", "alibi", "tensor"), "biases": ("none",)},
+    {"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07,
+     "documents": ("none",), "slopes": ("none",), "biases": ("none",)},
+    {"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6,
+     "documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor"),
+     "activations": ("softmax",)},
+)  # fmt: skip
 
 
 def _lacks(backend: Backend, device: str, dtype: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kernel = Literal["forward", "query_gradient", "key_gradients"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 Pair = Literal["queries", "keys"]
 
 

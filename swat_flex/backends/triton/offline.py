@@ -15,7 +15,6 @@ from swat_flex.backends.triton.launch import Launch, Launches
 from swat_flex.operands import Operands
 from swat_flex.problem import Problem
 
-KERNELS: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
 MULTIPROCESSORS = 132  # of the Hopper GPUs; they decide the number of a decode step's splits
 
 
@@ -69,8 +68,8 @@ def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None
 
 def offline_configuration(problem: Problem) -> DecodeConfig:
     """Return what a decode step runs with on a GPU with `MULTIPROCESSORS`."""
-    config = decode_op.decode_configuration(problem)
-    rows = problem.q_heads // problem.kv_heads * problem.q_len
+    config = decode_op.DECODE.default(problem)
+    rows = problem.group * problem.q_len
     programs = problem.batch * problem.kv_heads * -(-rows // decode_op.row_tile(rows))
     return replace(config, splits=config.splits_of(programs, problem.kv_len, MULTIPROCESSORS))
 
