@@ -112,7 +112,8 @@ def agree(
     ids = (0, 0) if document_ids is None else (document_ids.dim(), ID_DTYPES.index(document_ids.dtype))
     mine = [batch, heads, k.shape[1], head_dim, v.shape[3], DTYPES.index(q.dtype), *sides, *ids, int(needs_grad)]
     rows = _gather([1, length, *mine], group, q.device)
-    _raise_for_refusals(rows)
+    if refused := [rank for rank, row in enumerate(rows) if not row[0]]:
+        raise ValueError(f"mesh: expected every rank to pass valid arguments; see the error on rank {refused[0]} of it")
     for (argument, what), values in zip(_FIELDS, zip(*(row[2:] for row in rows), strict=True), strict=True):
         if len(set(values)) > 1:
             raise ValueError(
@@ -124,12 +125,6 @@ def agree(
 def refuse(group: dist.ProcessGroup, device: torch.device) -> None:
     """Tell the other ranks, which are in `agree`, that this one refused its arguments."""
     _gather([0] * (len(_FIELDS) + 2), group, device)
-
-
-def _raise_for_refusals(rows: list[list[int]]) -> None:
-    refused = [rank for rank, row in enumerate(rows) if not row[0]]
-    if refused:
-        raise ValueError(f"mesh: expected every rank to pass valid arguments; see the error on rank {refused[0]} of it")
 
 
 def _names(argument: str, what: str, values: tuple[int, ...]) -> list[Any]:

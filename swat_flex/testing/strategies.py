@@ -93,34 +93,26 @@ def swat_cases(
     batch = pick("batch", _between(1, max(1, min(3, room // (kv_heads * group)))))
     head_dim = pick("head_dim", _among(tuple(dims)))
     dtype = pick("dtype", _among(tuple(dtypes)))
-    steepness = _among((0.05, 0.5, 8.0))
-    qk_exponent = pick("qk_exponent", _among((0, -2, 1, 3)))
-    v_exponent, grad_exponent = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
-    return SwatCase(
-        length=length,
-        window=pick("window", windows(length)),
-        fewer=fewer,
-        batch=batch,
-        kv_heads=kv_heads,
-        group=group,
-        head_dim=head_dim,
-        value_dim=pick("value_dim", _value_dims(head_dim, tuple(dims))),
-        dtype=dtype,
-        layouts=pick("layouts", _among(ALL_LAYOUTS)),
-        documents=pick("documents", _among(tuple(documents))),
-        slopes=pick("slopes", _among(tuple(slopes))),
-        steepness=pick("steepness", steepness),
-        scale=pick("scale", _among((None, 1.1, 0.07, -0.6))),
-        logit_bias=pick("logit_bias", _among(tuple(biases))),
-        bias=pick("bias", _among((-1.1, 2.3, -6.1, -12.0))),
-        activation=pick("activation", _among(tuple(activations))),
-        qk_exponent=qk_exponent,
-        v_exponent=fixed.get("v_exponent", v_exponent),
-        grad_exponent=fixed.get("grad_exponent", grad_exponent),
-        ring=fixed.get("ring", 0),
-        shards=fixed.get("shards", 0),
-        seed=pick("seed", _between(0, 2**31)),
-    )
+    values: dict[str, Any] = {"length": length, "fewer": fewer, "kv_heads": kv_heads, "group": group, "batch": batch}
+    values |= {"head_dim": head_dim, "dtype": dtype}
+    values["qk_exponent"] = pick("qk_exponent", _among((0, -2, 1, 3)))
+    exponents = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
+    values["v_exponent"], values["grad_exponent"] = exponents
+    rest = {
+        "window": windows(length),
+        "value_dim": _value_dims(head_dim, tuple(dims)),
+        "layouts": _among(ALL_LAYOUTS),
+        "documents": _among(tuple(documents)),
+        "slopes": _among(tuple(slopes)),
+        "steepness": _among((0.05, 0.5, 8.0)),
+        "scale": _among((None, 1.1, 0.07, -0.6)),
+        "logit_bias": _among(tuple(biases)),
+        "bias": _among((-1.1, 2.3, -6.1, -12.0)),
+        "activation": _among(tuple(activations)),
+        "seed": _between(0, 2**31),
+    }
+    values |= {name: pick(name, strategy) for name, strategy in rest.items()}
+    return SwatCase(**values | fixed)
 
 
 def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]:

@@ -83,10 +83,7 @@ def launches(
     """The output, the launch that computes it or its parts, and the launch that adds these.
 
     Args:
-        config: how the kernel is cut.
         inputs: q, keys, values, length, and (slopes, logit_bias), each `[Hq]` or None.
-        window: keys that a query sees.
-        scale: factor on ⟨q, k⟩.
         target: as in `launch.Launches`.
         multiprocessors: of the device; they decide the number of splits.
     """

@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swat_flex.backends.operator import Gradients, define, empty_output
+from swat_flex.backends.operator import Gradients, define, empty_output, gradients_like
 from swat_flex.backends.triton.config import KERNELS, VALUES, Kernel, TritonConfig, configurations, promising
 from swat_flex.backends.triton.descriptors import padded
 from swat_flex.backends.triton.launch import Launch, Launches, candidates, first_fitting, on_device_of, target_of
 from swat_flex.operands import Operands
-from swat_flex.positions import per_head_dtype
 from swat_flex.problem import Problem
 from swat_flex.tuned import Tunable
 
@@ -110,7 +109,7 @@ def _forward(operands: Operands) -> Tensor:
 def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
     q, k, v = operands.q, operands.k, operands.v
     launches = Launches(operands, target_of(q.device))
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv, d_per_head = gradients_like(q, k, v)
     batch, q_heads, q_len, _ = q.shape
     up = _logit_gradient_scale(grad, v) if q.dtype == torch.float16 else None
     partial = None
@@ -121,7 +120,7 @@ def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
         ran = _run("query_gradient", launches, lambda c: launches.query_gradient(c, grad, up, dq, partial))
         _run("key_gradients", launches, lambda c: launches.key_gradients(c, grad, up, dk, dv))
     if partial is None:
-        return dq, dk, dv, torch.zeros(2, q_heads, dtype=per_head_dtype(q), device=q.device)
+        return dq, dk, dv, d_per_head.zero_()
     return dq, dk, dv, partial[: 2 * ran.programs].view(2, batch, q_heads, -1).sum((1, 3))
 
 
