@@ -159,11 +159,7 @@ def windows_of(config: Any) -> list[int | None]:
 class LayerOfCache:
     """One layer of any transformers cache, as the `KeyValueCache` that `SwatAttention` reads.
 
-    Args:
-        cache: the model's.
-        layer: which.
-        window: of the layer.
-        attention_mask: bool `[B, N]` over all tokens since the start.
+    attention_mask is bool `[B, N]` over all tokens since the start.
     """
 
     def __init__(self, cache: Cache, layer: int, window: int | None, attention_mask: Tensor | None) -> None:

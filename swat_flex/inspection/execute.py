@@ -160,11 +160,9 @@ def check_compiled(kernel: Any, target: str) -> None:
 def _runtime_values(kernel: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(name, value) of each run-time argument, tuples flattened."""
     for name, kind in kernel.src.signature.items():
-        if kind == "constexpr":
-            continue
-        if name not in arguments:
+        if kind != "constexpr" and name not in arguments:
             raise ValueError(f"arguments: expected a value for {name}, got {', '.join(arguments)}")
-        yield from _flattened(name, kind, arguments[name])
+        yield from _flattened(name, kind, arguments.get(name))
 
 
 def _flattened(name: str, kind: Any, value: Any) -> Iterator[tuple[str, Any]]:

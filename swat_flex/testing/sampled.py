@@ -74,13 +74,8 @@ def _apart(found: list[Sample]) -> list[Sample]:
     """Choose those samples whose keys receive gradients from no other sample."""
     kept: list[Sample] = []
     for sample in found:
-        met = any(
-            (sample.batch, sample.kv_head) == (other.batch, other.kv_head)
-            and sample.keys.start < other.keys.stop
-            and other.keys.start < sample.keys.stop
-            for other in kept
-        )
-        if not met:
+        beside = (other.keys for other in kept if (other.batch, other.kv_head) == (sample.batch, sample.kv_head))
+        if not any(sample.keys.start < keys.stop and keys.start < sample.keys.stop for keys in beside):
             kept.append(sample)
     return kept
 
@@ -116,7 +111,10 @@ class SampledReference:
             if not x.isfinite().all():
                 return f"{name}: expected finite numbers, got {int(x.numel() - x.isfinite().sum())} others"
         for name in ("dk", "dv"):
-            if name in sampled and (stray := self._stray(sampled[name])):
+            if name not in sampled:
+                continue
+            reached = sum(int(sample.of_keys(sampled[name]).count_nonzero()) for sample in self._apart)
+            if stray := int(sampled[name].count_nonzero()) - reached:
                 return f"{name}: expected 0 for keys that no gradient reaches, got {stray} other numbers"
         for name in results:
             parts = []
@@ -134,10 +132,6 @@ class SampledReference:
     @property
     def _window(self) -> tuple[int | None, int | None]:
         return self._problem.window.left, self._problem.window.right
-
-    def _stray(self, x: Tensor) -> int:
-        """Count elements other than 0 outside of the sampled keys."""
-        return int(x.count_nonzero()) - sum(int(sample.of_keys(x).count_nonzero()) for sample in self._apart)
 
     @cached_property
     def _solved(self) -> list[tuple[Sample, dict[str, Tensor], dict[str, Tensor]]]:

@@ -60,14 +60,11 @@ def _real(site: Site, kind: str, count: int, native: Callable[..., Any], exact: 
     return site.computed(modified, *kinds)
 
 
-def _integer_or_real(integer: np.ufunc, exact: Callable[..., Array]) -> Builder:
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        if is_integer(kind):
-            return site.computed(integer, kind, kind, kind)
-        return _real(site, kind, 2, integer, exact)
-
-    return build
+def _integer_or_real(integer: np.ufunc, exact: Callable[..., Array], site: Site) -> Step:
+    kind = site.kind()
+    if is_integer(kind):
+        return site.computed(integer, kind, kind, kind)
+    return _real(site, kind, 2, integer, exact)
 
 
 def _twice(kind: str) -> str:
@@ -103,44 +100,36 @@ def _fma(site: Site) -> Step:
     return _real(site, kind, 3, fused, lambda a, b, c: odd_sum(a * b, c))
 
 
-def _extreme(smaller: bool) -> Builder:
+def _extreme(smaller: bool, site: Site) -> Step:
     """min or max; of −0 and +0 the former is smaller, and a NaN counts only with .NaN."""
     propagates, ignores = (np.minimum, np.fmin) if smaller else (np.maximum, np.fmax)
+    kind = site.kind()
+    if is_integer(kind):
+        return site.computed(propagates, kind, kind, kind)
+    if kind not in ("f32", "f16", "f64"):
+        raise Fault(f"is not known for {kind}")
+    ftz = site.take("ftz") is not None
+    function = propagates if site.take("NaN") else ignores
 
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        if is_integer(kind):
-            return site.computed(propagates, kind, kind, kind)
-        if kind not in ("f32", "f16", "f64"):
-            raise Fault(f"is not known for {kind}")
-        ftz = site.take("ftz") is not None
-        function = propagates if site.take("NaN") else ignores
+    def run(a: Array, b: Array) -> Array:
+        a, b = (flushed(a), flushed(b)) if ftz else (a, b)
+        y: Array = function(a, b)
+        zeros = (a == 0) & (b == 0)
+        if zeros.any():
+            sign = np.signbit(a) | np.signbit(b) if smaller else np.signbit(a) & np.signbit(b)
+            y = np.where(zeros, np.where(sign, y.dtype.type(-0.0), y.dtype.type(0.0)), y)
+        return y
 
-        def run(a: Array, b: Array) -> Array:
-            a, b = (flushed(a), flushed(b)) if ftz else (a, b)
-            y: Array = function(a, b)
-            zeros = (a == 0) & (b == 0)
-            if zeros.any():
-                sign = np.signbit(a) | np.signbit(b) if smaller else np.signbit(a) & np.signbit(b)
-                y = np.where(zeros, np.where(sign, y.dtype.type(-0.0), y.dtype.type(0.0)), y)
-            return y
-
-        return site.computed(run, kind, kind, kind)
-
-    return build
+    return site.computed(run, kind, kind, kind)
 
 
-def _sign(function: np.ufunc, of_bits: Callable[[Array], Array]) -> Builder:
+def _sign(function: np.ufunc, of_bits: Callable[[Array], Array], site: Site) -> Step:
     """neg or abs, also of bfloat16's bits."""
-
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        if kind.startswith("bf16"):
-            return site.computed(of_bits, kind, kind)
-        ftz = site.take("ftz") is not None
-        return site.computed((lambda x: flushed(function(x))) if ftz else function, kind, kind)
-
-    return build
+    kind = site.kind()
+    if kind.startswith("bf16"):
+        return site.computed(of_bits, kind, kind)
+    ftz = site.take("ftz") is not None
+    return site.computed((lambda x: flushed(function(x))) if ftz else function, kind, kind)
 
 
 def _divide(site: Site) -> Step:
@@ -164,34 +153,31 @@ def _remainder(a: Array, b: Array) -> Array:
     return np.where(b == 0, a, np.fmod(a, np.where(b == 0, b.dtype.type(1), b)))
 
 
-def _approximate(function: Callable[[Array], Array]) -> Builder:
-    def build(site: Site) -> Step:
-        kind = site.kind("f32")
-        site.need("approx", "rn")
-        ftz = site.take("ftz") is not None
-        return site.computed((lambda x: flushed(function(flushed(x)))) if ftz else function, kind, kind)
-
-    return build
+def _approximate(function: Callable[[Array], Array], site: Site) -> Step:
+    kind = site.kind("f32")
+    site.need("approx", "rn")
+    ftz = site.take("ftz") is not None
+    return site.computed((lambda x: flushed(function(flushed(x)))) if ftz else function, kind, kind)
 
 
 BUILDERS: dict[str, Builder] = {
-    "add": _integer_or_real(np.add, odd_sum),
-    "sub": _integer_or_real(np.subtract, lambda a, b: odd_sum(a, -b)),
+    "add": partial(_integer_or_real, np.add, odd_sum),
+    "sub": partial(_integer_or_real, np.subtract, lambda a, b: odd_sum(a, -b)),
     "mul": _multiply,
     "mad": _multiply_add,
     "fma": _fma,
-    "min": _extreme(True),
-    "max": _extreme(False),
-    "neg": _sign(np.negative, lambda bits: bits ^ np.uint16(0x8000)),
-    "abs": _sign(np.abs, lambda bits: bits & np.uint16(0x7FFF)),
+    "min": partial(_extreme, True),
+    "max": partial(_extreme, False),
+    "neg": partial(_sign, np.negative, lambda bits: bits ^ np.uint16(0x8000)),
+    "abs": partial(_sign, np.abs, lambda bits: bits & np.uint16(0x7FFF)),
     "div": _divide,
     "rem": plain(_remainder, 2),
-    "ex2": _approximate(np.exp2),
-    "lg2": _approximate(np.log2),
-    "rcp": _approximate(np.reciprocal),
-    "tanh": _approximate(np.tanh),
-    "sqrt": _approximate(np.sqrt),
-    "rsqrt": _approximate(lambda x: (1 / np.sqrt(x)).astype(x.dtype)),
-    "sin": _approximate(np.sin),
-    "cos": _approximate(np.cos),
+    "ex2": partial(_approximate, np.exp2),
+    "lg2": partial(_approximate, np.log2),
+    "rcp": partial(_approximate, np.reciprocal),
+    "tanh": partial(_approximate, np.tanh),
+    "sqrt": partial(_approximate, np.sqrt),
+    "rsqrt": partial(_approximate, lambda x: (1 / np.sqrt(x)).astype(x.dtype)),
+    "sin": partial(_approximate, np.sin),
+    "cos": partial(_approximate, np.cos),
 }

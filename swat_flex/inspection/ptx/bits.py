@@ -91,8 +91,9 @@ def _extracted(a: Array, position: Array, length: Array) -> Array:
     """bfe: a field of bits, with the sign of its highest for signed types; bits beyond the register are the sign."""
     bits, first, count = 8 * a.itemsize, position & 255, (length & 255).astype(np.int64)
     rest = np.clip(bits - count, 0, bits - 1).astype(a.dtype)
-    y = np.right_shift(np.left_shift(_shifted(np.right_shift, a, first), rest), rest)
-    return np.where(count == 0, a.dtype.type(0), y)
+    field = np.right_shift(np.left_shift(_shifted(np.right_shift, a, first), rest), rest)
+    y: Array = np.where(count == 0, a.dtype.type(0), field)
+    return y
 
 
 def _inserted(a: Array, b: Array, position: Array, length: Array) -> Array:
@@ -101,7 +102,8 @@ def _inserted(a: Array, b: Array, position: Array, length: Array) -> Array:
     ones = ~np.uint64(0) >> (64 - np.clip(count, 1, bits)).astype(np.uint64)
     at = np.minimum(first, 63).astype(np.uint64)
     field = np.where((count > 0) & (first < bits), ones << at, np.uint64(0))
-    return ((b & ~field) | ((a.astype(np.uint64) << at) & field)).astype(a.dtype)
+    y: Array = (b & ~field) | ((a.astype(np.uint64) << at) & field)
+    return y.astype(a.dtype)
 
 
 def _lop3(site: Site) -> Step:

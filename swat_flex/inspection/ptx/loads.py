@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
-from swat_flex.inspection.ptx.formats import RAW, TYPES, Array, Mask, width
+from swat_flex.inspection.ptx.formats import RAW, TYPES, Mask, width
 from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 # How long caches should keep what is touched, and who sees it when; neither changes a result here.
@@ -30,15 +30,6 @@ def _elements(site: Site, text: str) -> list[str]:
     return names
 
 
-def spread(values: Array, m: Mask, lanes: Array, total: int) -> Array:
-    """Values of the lanes that run, in an array over all lanes."""
-    if m is None:
-        return values
-    whole = np.zeros(total, values.dtype)
-    whole[lanes] = values
-    return whole
-
-
 def _load(site: Site) -> Step:
     kind, space = site.kind(), site.need("param", "global", *SHARED)
     if kind[0] != "s":
@@ -55,7 +46,7 @@ def _load(site: Site) -> Step:
         memory = machine.memory if space == "global" else machine.shared
         found = memory.read(address, size, lanes).view(TYPES[kind])
         for write, value in zip(writes, found.T, strict=True):
-            write(spread(value, m, lanes, machine.lanes), m)
+            write(machine.spread(value, m), m)
 
     return run
 
@@ -86,32 +77,29 @@ def _store(site: Site) -> Step:
     return run
 
 
-def _add_atomically(returns: bool) -> Builder:
-    """Additions run in the order of the threads; hardware promises none."""
+def _add_atomically(site: Site) -> Step:
+    """atom and red, which returns nothing. Additions run in the order of the threads; hardware promises none."""
+    kind = site.kind("f32", "u32", "s32", "u64")
+    site.need("global")
+    site.take("acq_rel")
+    _take_hints(site)
+    site.need("add")
+    site.take("v2", "v4")
+    returns = site.name == "atom"
+    to, *rest = site.operands if returns else ("_", *site.operands)
+    at, values = site.address(rest[0]), [site.source(x, kind) for x in site.vector(rest[1])]
+    writes = [site.sink(x, kind) for x in site.vector(to)] if returns else []
+    machine = site.machine
 
-    def build(site: Site) -> Step:
-        kind = site.kind("f32", "u32", "s32", "u64")
-        site.need("global")
-        site.take("acq_rel")
-        _take_hints(site)
-        site.need("add")
-        site.take("v2", "v4")
-        to, *rest = site.operands if returns else ("_", *site.operands)
-        at, values = site.address(rest[0]), [site.source(x, kind) for x in site.vector(rest[1])]
-        writes = [site.sink(x, kind) for x in site.vector(to)] if returns else []
-        machine = site.machine
+    def run(m: Mask) -> None:
+        lanes = machine.lanes_of(m)
+        address = at(lanes)
+        for n, x in enumerate(values):
+            old = machine.memory.update(address + n * x.itemsize, x[lanes], lanes)
+            if returns:
+                writes[n](machine.spread(old, m), m)
 
-        def run(m: Mask) -> None:
-            lanes = machine.lanes_of(m)
-            address = at(lanes)
-            for n, x in enumerate(values):
-                old = machine.memory.update(address + n * x.itemsize, x[lanes], lanes)
-                if returns:
-                    writes[n](spread(old, m, lanes, machine.lanes), m)
-
-        return run
-
-    return build
+    return run
 
 
 def _create_policy(site: Site) -> Step:
@@ -126,6 +114,6 @@ BUILDERS: dict[str, Builder] = {
     "createpolicy": _create_policy,
     "ld": _load,
     "st": _store,
-    "atom": _add_atomically(True),
-    "red": _add_atomically(False),
+    "atom": _add_atomically,
+    "red": _add_atomically,
 }

@@ -85,16 +85,20 @@ class Machine:
             self._constants[key] = made
         return self._constants[key]
 
+    def spread(self, values: Array, m: Mask) -> Array:
+        """Return values of the lanes that run in an array over all lanes."""
+        if m is None:
+            return values
+        whole = np.zeros(self.lanes, values.dtype)
+        whole[m] = values
+        return whole
+
     def lanes_of(self, m: Mask) -> Array:
         """Return the numbers of the lanes that run."""
         return self.everyone if m is None else np.flatnonzero(m)
 
-    def warps_of(self, m: Mask) -> Array:
-        """Return the numbers of the warps that run, which must be whole."""
-        return self.groups_of(m, 32)
-
-    def groups_of(self, m: Mask, size: int) -> Array:
-        """Return the numbers of the groups of `size` neighbouring lanes that run, which must be whole."""
+    def groups_of(self, m: Mask, size: int = 32) -> Array:
+        """Return the numbers of the groups of `size` neighbouring lanes that run, warps by default: all run or none."""
         if m is None:
             return np.arange(self.lanes // size)
         by_group = m.reshape(-1, size)

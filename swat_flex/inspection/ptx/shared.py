@@ -27,7 +27,8 @@ _ALL_WRITTEN = {1: 1, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101, 16: 0x010
 
 def _raced(stamps: Array, mine: Array) -> Array:
     """Tell which stamps another warp left since the last barrier."""
-    return (stamps >> 6 == mine >> 6) & (stamps != mine)
+    raced: Array = (stamps >> 6 == mine >> 6) & (stamps != mine)
+    return raced
 
 
 class Shared:
@@ -74,7 +75,7 @@ class Shared:
     def _refuse(self, wrong: Array, what: str, pieces: Array, size: int, lanes: Array) -> None:
         if wrong.any():
             address = pieces * size % self.room + WINDOW
-            refuse(wrong.reshape(len(lanes), -1).any(1), f"{what} of shared memory", lanes, address)
+            refuse(np.any(wrong.reshape(len(lanes), -1), axis=1), f"{what} of shared memory", lanes, address)
 
     def check_written(self, pieces: Array, size: int, lanes: Array) -> None:
         """Refuse pieces with bytes that are not written, or are on their way."""
@@ -117,8 +118,8 @@ class Shared:
         what = "reads what a tensor copy brought without waiting for its mbarrier, a word"
         self._refuse((number > 0) & ~seen & ~met, what, pieces, size, lanes)
 
-    def claim(self, pieces: Array, size: int, lanes: Array) -> None:
-        """Refuse to write pieces that somebody else may be using."""
+    def claim(self, pieces: Array, size: int, lanes: Array, data: bool = True) -> None:
+        """Refuse to write pieces that somebody else may be using, or data over an mbarrier."""
         words, mine = self._words(pieces, size), self.stamp(lanes)[:, None]
         for table, did in ((self.reader, "read"), (self.writer, "wrote")):
             what = f"race: writes what another warp {did} since the last barrier, a word"
@@ -127,26 +128,22 @@ class Shared:
                      lanes)  # fmt: skip
         state = rows(self.state, size)[pieces].view(np.uint8).reshape(len(lanes), -1)
         self._refuse(state == COMING, "writes what an asynchronous copy in flight writes, a word", pieces, size, lanes)
+        if data:
+            self._refuse(state == MBARRIER, "writes data over an mbarrier, a word", pieces, size, lanes)
 
     def write(self, address: Array, values: Array, lanes: Array) -> None:
         """Write `[n, size]` bytes."""
         size = values.shape[1]
         pieces = self.pieces(address, size, lanes)
         self.claim(pieces, size, lanes)
-        self._refuse_mbarriers(pieces, size, lanes)
         self.land(pieces, values, lanes)
         wanted = rows(np.ascontiguousarray(values).reshape(-1), size)
         self._refuse(rows(self.data, size)[pieces] != wanted, "two threads write different values to one place",
                      pieces, size, lanes)  # fmt: skip
 
-    def _refuse_mbarriers(self, pieces: Array, size: int, lanes: Array) -> None:
-        state = rows(self.state, size)[pieces].view(np.uint8).reshape(len(lanes), -1)
-        self._refuse(state == MBARRIER, "writes data over an mbarrier, a word", pieces, size, lanes)
-
     def announce(self, pieces: Array, size: int, lanes: Array) -> None:
         """Note that bytes are on their way to pieces."""
         self.claim(pieces, size, lanes)
-        self._refuse_mbarriers(pieces, size, lanes)
         rows(self.state, size)[pieces] = COMING * _ALL_WRITTEN[size]
 
     def land(self, pieces: Array, values: Array, lanes: Array) -> None:
@@ -187,15 +184,12 @@ class Shared:
     def use_barrier(self, address: Array, lanes: Array, becomes: int | None = None) -> None:
         """Note that lanes use an mbarrier, or that they make or end it, which nobody may do beside its users.
 
-        Args:
-            address: of each lane's.
-            lanes: who.
-            becomes: what its bytes become, MBARRIER or UNWRITTEN; None where they only use it.
+        `becomes` is what its bytes become then, MBARRIER or UNWRITTEN.
         """
         pieces = self.pieces(address, 8, lanes)
         words, mine = self._words(pieces, 8), self.stamp(lanes)[:, None]
         if becomes is not None:
-            self.claim(pieces, 8, lanes)
+            self.claim(pieces, 8, lanes, data=False)
             self.writer[words] = mine
             rows(self.state, 8)[pieces] = becomes * _ALL_WRITTEN[8]
             return
@@ -208,11 +202,9 @@ class Shared:
         self.fenced[np.unique(lanes // 32)] = self.clock
 
     def fetch(self, chunks: Array, lanes: Array) -> Array:
-        """Return the 16-bit numbers `[…, 8]` of chunks of 16 bytes that a warpgroup's product reads.
+        """Return the 16-bit numbers `[groups, n, 8]` that warpgroups' products read.
 
-        Args:
-            chunks: `[groups, n]`, numbers of pieces of 16 bytes.
-            lanes: `[groups]`, the first lane of each warpgroup.
+        They lie in pieces of 16 bytes, chunks `[groups, n]`; lanes `[groups]` are the first of each warpgroup.
         """
         flat, of = chunks.reshape(-1), np.repeat(lanes, chunks.shape[1])
         self.check_written(flat, 16, of)

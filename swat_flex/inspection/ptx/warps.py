@@ -28,7 +28,7 @@ def _shuffle(site: Site) -> Step:
     machine = site.machine
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         lane, by = machine.everyone % 32, b.astype(np.int64) & 31
         segment, clamp = (c.astype(np.int64) >> 8) & 31, c.astype(np.int64) & 31
         least = lane & segment
@@ -56,7 +56,7 @@ def _vote(site: Site) -> Step:
     machine = site.machine
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         votes = _ballot(p(), m)
         if mode == "ballot":
             write(votes, m)
@@ -83,7 +83,7 @@ def _elect(site: Site) -> Step:
     first = machine.everyone % 32 == 0
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         write(0, m)
         flag(first, m)
 

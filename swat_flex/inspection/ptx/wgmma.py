@@ -6,7 +6,6 @@ While a product runs nobody may touch its registers (held.py) nor write what it 
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from swat_flex.inspection.ptx.site import Builder, Site, Step
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
 
+_COLUMNS = {f"m64n{n}k16": n for n in range(8, 257, 8)}  # of a product, by its shape
 _ROW = (0, 128, 64, 32)  # bytes of a swizzled row, by the descriptor's mode
 
 
@@ -168,7 +168,10 @@ def _product(site: Site) -> Step:
     last, kind = site.kind(), site.kind()
     if site.kind() != "f32" or last != kind or kind not in ("bf16", "f16"):
         raise Fault("is not known for these types")
-    n = _columns(site)
+    shape = site.take(*_COLUMNS)
+    if shape is None:
+        raise Fault("is not known for this shape")
+    n = _COLUMNS[shape]
     names, in_registers = site.vector(site.operands[0]), site.operands[1].startswith("{")
     targets = [site.view(x, "f32") for x in names]
     if len(targets) != n // 2:
@@ -204,17 +207,6 @@ def _product(site: Site) -> Step:
     return run
 
 
-def _columns(site: Site) -> int:
-    shape = next((x for x in site.modifiers if re.fullmatch(r"m64n\d+k16", x)), None)
-    if shape is None:
-        raise Fault("is not known for this shape")
-    site.modifiers.remove(shape)
-    n = int(shape[4:-3])
-    if n % 8 or not 8 <= n <= 256:
-        raise Fault("is not known for this shape")
-    return n
-
-
 def _build(site: Site) -> Step:
     what = site.need("mma_async", "fence", "commit_group", "wait_group")
     site.need("sync")
@@ -229,7 +221,7 @@ def _build(site: Site) -> Step:
         def commit(m: Mask) -> None:
             groups = machine.groups_of(m, GROUP)
             machine.products.committed[groups] += 1
-            machine.products.held.commit(groups)
+            machine.products.held.begun[groups] = False
 
         return commit
     keep = int(site.operands[0])
