@@ -14,12 +14,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from swat_flex.problem import Backend, WindowLike
-from swat_flex.testing.case import BIASES, DOCUMENTS, LAYOUTS, SLOPES, Kind, SwatCase, largest_exponent
+from swat_flex.testing.case import BIASES, DOCUMENTS, DTYPES, LAYOUTS, SLOPES, Kind, SwatCase, largest_exponent
 
 TILES = (16, 32, 64, 96, 128)
 EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
 DIMS = (8, 1, 16, 3, 5, 24, 32, 40, 64, 65, 80, 128, 256)
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 ALL_LAYOUTS = tuple(itertools.product(LAYOUTS, repeat=4))  # one draw: hypothesis would vary four of them for ever
 PAIRS = (2**14, 2**14, 2**14, 2**16)  # batch × heads × queries × keys of the dense reference: mostly few
 
@@ -173,7 +172,7 @@ def cases_for(
         kind: "decode": calls of `swat_decode`; "shards": a sequence cut into shards, in float32 and float64;
             "tails": weights in σ's tail alone; "long": a thousand rows and more.
     """
-    supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
+    supported = [x for x in DTYPES if SwatCase(1, 1, dtype=x).refusal(backend, device, gradients=False) is None]
     if backend == "naive":  # computes in its inputs' dtype
         supported = [dtype for dtype in supported if dtype in ("float32", "float64")]
     chosen = [dtype for dtype in supported if dtypes is None or dtype in dtypes]
@@ -210,7 +209,3 @@ FAMILIES: tuple[dict[str, Any], ...] = (
      "documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor"),
      "activations": ("softmax",)},
 )  # fmt: skip
-
-
-def _lacks(backend: Backend, device: str, dtype: str) -> bool:
-    return SwatCase(1, 1, dtype=dtype).refusal(backend, device, gradients=False) is not None

@@ -57,13 +57,10 @@ class Copies:
             done = on[copy.lanes]
             if keep is not None:
                 done = done & (copy.group < self.committed[copy.lanes] - keep)
-            if done.all():
-                self.machine.shared.land(copy.pieces, copy.values, copy.lanes)
-            elif done.any():
+            if done.any():
                 self.machine.shared.land(copy.pieces[done], copy.values[done], copy.lanes[done])
+            if not done.all():
                 left.append(_Copy(*(x[~done] for x in (copy.lanes, copy.pieces, copy.values, copy.group))))
-            else:
-                left.append(copy)
         self.flying = left
 
     def barrier(self, lane: int, address: int) -> Barrier:

@@ -97,7 +97,7 @@ class Products:
 
     @staticmethod
     def _finish(sums: _Sums, ready: Array) -> None:
-        lanes, n = _lanes(ready), sums.values.shape[2]
+        lanes, n = (ready[:, None] * GROUP + np.arange(GROUP)).reshape(-1), sums.values.shape[2]
         z = sums.values[ready].reshape(-1, 4, 2, 8, n // 8, 4, 2)  # group, warp, row half, row, block, column, element
         z = z.transpose(4, 2, 6, 0, 1, 3, 5).reshape(n // 2, -1)
         for register, value in zip(sums.registers, z, strict=True):
@@ -109,10 +109,6 @@ class Products:
         for sums in self.sums.values():
             if (sums.group >= 0).any():
                 raise Fault("ends while products run", lane=int((sums.group >= 0).argmax()) * GROUP)
-
-
-def _lanes(groups: Array) -> Array:
-    return (groups[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
 
 
 def _gather(registers: list[Array]) -> Array:
