@@ -90,9 +90,8 @@ def lookup(tunable: Tunable[Config], problem: Problem) -> Config | None:
     """Return the configuration in force, or the one measured fastest for a problem's bucket; None for the default."""
     if problem.traced:
         return None
-    if _forced and tunable.name in _forced:
-        forced: Config = _forced[tunable.name]
-        return forced
+    if (config := forced(tunable)) is not None:
+        return config
     found = find(tunable, problem)
     return None if found is None else found.config
 

@@ -28,12 +28,12 @@ def resolve(
     k: Tensor,
     v: Tensor,
     window: WindowLike,
-    slopes: Slopes,
-    scale: float | None,
-    logit_bias: Tensor | float | None,
-    document_ids: Tensor | None,
-    activation: str,
-    backend: str,
+    slopes: Slopes = "balanced",
+    scale: float | None = None,
+    logit_bias: Tensor | float | None = None,
+    document_ids: Tensor | None = None,
+    activation: str = "sigmoid",
+    backend: str = "auto",
 ) -> Operands:
     """Check every argument of `flex_swat` and return what they stand for; raise for the first rule broken.
 
@@ -100,10 +100,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dtype not in DTYPES:
         raise ValueError(f"q: expected dtype float32, bfloat16, float16 or float64, got {q.dtype}")
     for name, x in (("k", k), ("v", v)):
-        if x.dtype != q.dtype:
-            raise ValueError(f"{name}: expected q's dtype {q.dtype}, got {x.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name}: expected q's device {q.device}, got {x.device}")
+        check_like(name, x, q, "q's")
     batch, q_heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1], k.shape[2]
     if k.shape[0] != batch:
@@ -169,6 +166,14 @@ def check_tensor(argument: str, value: Any) -> None:
     """Raise TypeError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def check_like(argument: str, x: Tensor, other: Tensor, whose: str) -> None:
+    """Raise ValueError unless x has the dtype and the device of another tensor."""
+    if x.dtype != other.dtype:
+        raise ValueError(f"{argument}: expected {whose} dtype {other.dtype}, got {x.dtype}")
+    if x.device != other.device:
+        raise ValueError(f"{argument}: expected {whose} device {other.device}, got {x.device}")
 
 
 def check_name(argument: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -29,7 +29,7 @@ ARROWS = {
     "decode": {"validation", "problem", "backends", "api"},
     "nn": {"api", "decode", "positions", "distributed", "tracing"},
     "training": {"nn", "distributed"},
-    "distributed": {"api", "validation", "problem", "window", "dispatch"},
+    "distributed": {"api", "dispatch", "operands", "problem", "validation", "window"},
     "hf": {"nn", "api", "decode", "positions"},
     "plot": {"window", "positions"},
     "inspection": {"backends", "problem", "window"},

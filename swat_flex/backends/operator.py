@@ -61,13 +61,12 @@ def _define_backward(name: str, backward: Callable[[Tensor, Operands, bool], Gra
     def run_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Gradients:
         *options, per_head = rest
         if q.numel() == 0:
-            dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-            return dq, dk, dv, torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
+            return gradients_like(q, k, v, torch.zeros)
         return backward(grad, _operands(q, k, v, *options), per_head)
 
     schema = f"(Tensor grad, {_TENSORS}, {_NUMBERS}, bool per_head) -> (Tensor, Tensor, Tensor, Tensor)"
     op = torch.library.custom_op(f"swat_flex::{name}_backward", run_backward, mutates_args=(), schema=schema)
-    op.register_fake(_fake_backward)
+    op.register_fake(lambda grad, q, k, v, *_: gradients_like(q, k, v))
     register_flop_formula(getattr(torch.ops.swat_flex, f"{name}_backward"))(_backward_flops)
     return op
 
@@ -109,9 +108,10 @@ def empty_output(q: Tensor, value_dim: int) -> Tensor:
     return torch.empty_permuted((*q.shape[:3], value_dim), order, dtype=q.dtype, device=q.device)
 
 
-def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Gradients:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return dq, dk, dv, torch.empty(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
+def gradients_like(q: Tensor, k: Tensor, v: Tensor, make: Callable[..., Tensor] = torch.empty) -> Gradients:
+    """Allocate dq, dk, dv and `[2, Hq]` of dslopes and dlogit_bias, all contiguous, by torch.empty or torch.zeros."""
+    dq, dk, dv = (make(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return dq, dk, dv, make((2, q.shape[1]), dtype=per_head_dtype(q), device=q.device)
 
 
 def _register_autograd(op: Any, backward_op: Any) -> None:

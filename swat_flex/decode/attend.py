@@ -193,15 +193,10 @@ def _check_cache(cache: RingCache) -> None:
 
 
 def _check_queries(q: Tensor, cache: RingCache) -> None:
-    """Check that q fits the cache."""
-    if not isinstance(q, Tensor):
-        raise TypeError(f"q: expected a torch.Tensor, got {type(q).__name__}")
+    validation.check_tensor("q", q)
     batch, heads, _, head_dim = cache.keys.shape
     if q.dim() != 4 or (q.shape[0], q.shape[3]) != (batch, head_dim):
         raise ValueError(f"q: expected shape [{batch}, Hq, T, {head_dim}], got {list(q.shape)}")
     if q.shape[1] < 1 or q.shape[1] % heads:
         raise ValueError(f"q: expected a positive multiple of the cache's {heads} heads, got {q.shape[1]}")
-    if q.dtype != cache.keys.dtype:
-        raise ValueError(f"q: expected the cache's dtype {cache.keys.dtype}, got {q.dtype}")
-    if q.device != cache.keys.device:
-        raise ValueError(f"q: expected the cache's device {cache.keys.device}, got {q.device}")
+    validation.check_like("q", q, cache.keys, "the cache's")

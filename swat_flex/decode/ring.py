@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex.validation import DTYPES, MAX_HEAD_DIM, autocasts
+from swat_flex.validation import DTYPES, MAX_HEAD_DIM, autocasts, check_like, check_tensor
 
 MAX_QUERIES = 16
 
@@ -135,8 +135,7 @@ class RingCache(torch.nn.Module):
 
     def reorder(self, index: Tensor) -> None:
         """Make row b what row index[b] was, as a beam search does with the beams that go on. index: int `[B]`."""
-        if not isinstance(index, Tensor):
-            raise TypeError(f"index: expected a torch.Tensor, got {type(index).__name__}")
+        check_tensor("index", index)
         if index.dtype not in (torch.int32, torch.int64) or index.shape != self.length.shape:
             expected = f"int32 or int64 [{len(self.length)}]"
             raise ValueError(f"index: expected {expected}, got {index.dtype} of shape {list(index.shape)}")
@@ -175,14 +174,10 @@ class RingCache(torch.nn.Module):
         """Check that k, v and mask fit; raises for the first rule broken."""
         batch, heads = self.keys.shape[:2]
         for name, x, ring in (("k", k, self.keys), ("v", v, self.values)):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+            check_tensor(name, x)
             if x.dim() != 4 or (x.shape[0], x.shape[1], x.shape[3]) != (batch, heads, ring.shape[3]):
                 raise ValueError(f"{name}: expected shape [{batch}, {heads}, T, {ring.shape[3]}], got {list(x.shape)}")
-            if x.dtype != ring.dtype:
-                raise ValueError(f"{name}: expected the cache's dtype {ring.dtype}, got {x.dtype}")
-            if x.device != ring.device:
-                raise ValueError(f"{name}: expected the cache's device {ring.device}, got {x.device}")
+            check_like(name, x, ring, "the cache's")
         if v.shape[2] != k.shape[2]:
             raise ValueError(f"v: expected k's {k.shape[2]} tokens, got {v.shape[2]}")
         if mask is None:

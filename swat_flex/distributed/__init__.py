@@ -7,15 +7,9 @@ computed; in the backward pass its gradients travel back while the gradients of 
     shard = functools.partial(local_shard, mesh=mesh, dim=2)
     out = context_parallel_swat(shard(q), shard(k), shard(v), window=4096, mesh=mesh)  # this rank's rows
 
-Received per rank and layer, for shards of n tokens on P ranks, of key heads with D + Dv numbers each (a row is
-B·Hkv·(D + Dv)·itemsize bytes), and the same again for the gradients:
-
-    halo exchange     min(window − 1, keys to the left) rows         independent of n and P
-    all-gather        (P − 1)·n rows, held all at once
-    ring attention    (P − 1)·n rows, n at a time (half of them unneeded under a causal mask)
-
-A window of 4,096 over 8 shards of 131,072 tokens moves 4,095 rows where the others move 917,504. Document ids add
-itemsize bytes per key of the halo. With window None every key to the left travels, as in the all-gather.
+A rank receives min(window − 1, keys to the left) rows of B·Hkv·(D + Dv)·itemsize bytes per layer, document ids beside
+them, and the same again for the gradients; with window None every key to the left travels. docs/distributed.md compares
+that with an all-gather and with ring attention.
 
 Decoding needs none of this: a `RingCache` is one window per layer, whatever came before, and it fits on one device.
 """

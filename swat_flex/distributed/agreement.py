@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from swat_flex.operands import Operands
 from swat_flex.validation import DTYPES, ID_DTYPES
-from swat_flex.window import Window
 
 Mesh = DeviceMesh | dist.ProcessGroup
 
@@ -93,26 +93,20 @@ class Shard:
         return sum(self.lengths[: dist.get_rank(group_of(self.mesh))])
 
 
-def agree(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: Window,
-    document_ids: Tensor | None,
-    needs_grad: bool,
-    group: dist.ProcessGroup,
-) -> tuple[int, ...]:
+def agree(operands: Operands, needs_grad: bool, group: dist.ProcessGroup) -> tuple[int, ...]:
     """Tokens per rank, from one small all-gather of what each rank was called with.
 
     Raises:
         ValueError: on every rank, where the ranks differ in anything but tokens, or one of them refused its arguments.
     """
+    q, k, v, ids = operands.q, operands.k, operands.v, operands.document_ids
     batch, heads, length, head_dim = q.shape
-    sides = (-1 if side is None else side for side in (window.left, window.right))
-    ids = (0, 0) if document_ids is None else (document_ids.dim(), ID_DTYPES.index(document_ids.dtype))
-    mine = [batch, heads, k.shape[1], head_dim, v.shape[3], DTYPES.index(q.dtype), *sides, *ids, int(needs_grad)]
+    sides = (-1 if side is None else side for side in (operands.window.left, operands.window.right))
+    form = (0, 0) if ids is None else (ids.dim(), ID_DTYPES.index(ids.dtype))
+    mine = [batch, heads, k.shape[1], head_dim, v.shape[3], DTYPES.index(q.dtype), *sides, *form, int(needs_grad)]
     rows = _gather([1, length, *mine], group, q.device)
-    _raise_for_refusals(rows)
+    if refused := [rank for rank, row in enumerate(rows) if not row[0]]:
+        raise ValueError(f"mesh: expected every rank to pass valid arguments; see the error on rank {refused[0]} of it")
     for (argument, what), values in zip(_FIELDS, zip(*(row[2:] for row in rows), strict=True), strict=True):
         if len(set(values)) > 1:
             raise ValueError(
@@ -124,12 +118,6 @@ def agree(
 def refuse(group: dist.ProcessGroup, device: torch.device) -> None:
     """Tell the other ranks, which are in `agree`, that this one refused its arguments."""
     _gather([0] * (len(_FIELDS) + 2), group, device)
-
-
-def _raise_for_refusals(rows: list[list[int]]) -> None:
-    refused = [rank for rank, row in enumerate(rows) if not row[0]]
-    if refused:
-        raise ValueError(f"mesh: expected every rank to pass valid arguments; see the error on rank {refused[0]} of it")
 
 
 def _names(argument: str, what: str, values: tuple[int, ...]) -> list[Any]:

@@ -83,7 +83,7 @@ def context_parallel_swat(
         raise
     needs_grad = torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
     if lengths is None:
-        lengths = agree(q, k, v, operands.window, document_ids, needs_grad, group)
+        lengths = agree(operands, needs_grad, group)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, ids: Tensor | None) -> Tensor:
         return flex_swat(

@@ -104,14 +104,12 @@ class RingLayer(CacheLayerMixin):
 
     def _take(self, index: Tensor) -> None:
         """Keep rows `index` alone, as a batch of another size."""
-        old = self.ring
-        assert old is not None
-        _, heads, _, head_dim = old.keys.shape
-        dtype, device, value_dim = old.keys.dtype, old.keys.device, old.values.shape[3]
-        new = RingCache(len(index), heads, old.window, head_dim, value_dim, dtype, device, queries=old.queries)
-        for ours, theirs in ((new.keys, old.keys), (new.values, old.values), (new.length, old.length)):
-            ours.copy_(theirs.index_select(0, index))
-        self._keep(new)
+        ring = self.ring
+        assert ring is not None
+        with torch.inference_mode(False):  # as the ring's own buffers
+            kept = (x.index_select(0, index) for x in (ring.keys, ring.values, ring.length))
+            ring.keys, ring.values, ring.length = kept
+        self._keep(ring)
 
     def _keep(self, ring: RingCache) -> None:
         self.ring, self.keys, self.values, self.is_initialized = ring, ring.keys, ring.values, True
@@ -161,11 +159,7 @@ def windows_of(config: Any) -> list[int | None]:
 class LayerOfCache:
     """One layer of any transformers cache, as the `KeyValueCache` that `SwatAttention` reads.
 
-    Args:
-        cache: the model's.
-        layer: which.
-        window: of the layer.
-        attention_mask: bool `[B, N]` over all tokens since the start.
+    attention_mask is bool `[B, N]` over all tokens since the start.
     """
 
     def __init__(self, cache: Cache, layer: int, window: int | None, attention_mask: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from swat_flex.nn import SwatConfig
 
+FIELDS = tuple(field.name for field in fields(SwatConfig))  # read here: a trace cannot
 # SwatConfig's name of each field → transformers'. Fields of one name are left out.
 NAMES = {
     "layers": "num_hidden_layers",
@@ -104,32 +106,12 @@ class SwatModelConfig(PreTrainedConfig):
 
     def to_swat(self) -> SwatConfig:
         """The same model as a SwatConfig."""
+        values = {name: getattr(self, NAMES.get(name, name)) for name in FIELDS}
         assert self.rope_parameters is not None  # filled by PreTrainedConfig
+        values["rope_base"] = self.rope_parameters["rope_theta"]
+        values["window"] = self.sliding_window if self.windows is None else tuple(self.windows)
         try:
-            return SwatConfig(
-                vocab_size=self.vocab_size,
-                hidden_size=self.hidden_size,
-                layers=self.num_hidden_layers,
-                heads=self.num_attention_heads,
-                kv_heads=self.num_key_value_heads,
-                head_dim=self.head_dim,
-                intermediate_size=self.intermediate_size,
-                window=self.sliding_window if self.windows is None else tuple(self.windows),
-                activation=self.activation,  # type: ignore[arg-type] # SwatConfig checks the names
-                slopes=self.slopes,
-                slope_schedule=self.slope_schedule,  # type: ignore[arg-type]
-                learnable_slopes=self.learnable_slopes,
-                rope=self.rope,
-                rope_base=self.rope_parameters["rope_theta"],
-                qk_norm=self.qk_norm,
-                logit_bias=self.logit_bias,  # type: ignore[arg-type]
-                learnable_logit_bias=self.learnable_logit_bias,
-                assumed_length=self.assumed_length,
-                tie_embeddings=self.tie_word_embeddings,
-                norm_eps=self.rms_norm_eps,
-                init_std=self.initializer_range,
-                backend=self.backend,  # type: ignore[arg-type]
-            )
+            return SwatConfig(**values)
         except (TypeError, ValueError) as error:
             name, rule = str(error).split(":", 1)
             raise type(error)(f"{NAMES.get(name, name)}:{rule}") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from autotune.files import synchronise_folder
 from swat_flex.hf.causal import SwatForCausalLM
@@ -64,7 +65,8 @@ def byte_tokenizer(separator: int) -> PreTrainedTokenizerFast:
     Args:
         separator: id of the one special token, at the beginning, at the end and as padding, from 256 on.
     """
-    tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in _characters().items()}, merges=[]))
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     # Ids between the bytes and the separator are never trained: the vocabulary is filled with names that no text has.
     tokenizer.add_special_tokens([AddedToken(f"<|unused {i}|>", special=True) for i in range(256, separator)])
     tokenizer.add_special_tokens([AddedToken(SEPARATOR_TEXT, special=True)])
@@ -80,16 +82,6 @@ def byte_tokenizer(separator: int) -> PreTrainedTokenizerFast:
         padding_side="left", clean_up_tokenization_spaces=False, split_special_tokens=True,
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
-
-
-def _characters() -> dict[int, str]:
-    """The printable character that stands for each byte in byte-level tokenizers.
-
-    Bytes that Latin-1 prints stand for themselves, the others count on from 256.
-    """
-    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def model_card(name: str, state: dict[str, Any]) -> str:

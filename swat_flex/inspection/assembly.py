@@ -125,17 +125,13 @@ def parse_amdgcn(text: str) -> tuple[Instruction, ...]:
             labels[label[1]] = len(found)
         elif instruction := _AMD_LINE.match(line):
             found.append((instruction[1], (instruction[2] or "").strip()))
-    return tuple(
-        Instruction(
-            address=address,
-            opcode=opcode,
-            operands=operands,
-            kind=_kind(opcode, _AMD_CLASSES),
-            target=labels.get(operands) if opcode.startswith(("s_branch", "s_cbranch")) else None,
-            falls_through=opcode not in ("s_branch", "s_endpgm", "s_setpc_b64"),
-        )
-        for address, (opcode, operands) in enumerate(found)
-    )
+    instructions = []
+    for address, (opcode, operands) in enumerate(found):
+        target = labels.get(operands) if opcode.startswith(("s_branch", "s_cbranch")) else None
+        falls_through = opcode not in ("s_branch", "s_endpgm", "s_setpc_b64")
+        kind = _kind(opcode, _AMD_CLASSES)
+        instructions.append(Instruction(address, opcode, operands, kind, target, falls_through))
+    return tuple(instructions)
 
 
 def _function(text: str, name: str | None) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from swat_flex.inspection.kernel import unwrapped
 from swat_flex.inspection.registers import undefined_registers
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ def execute(
     check_compiled(kernel, target)
     program = parse(kernel.asm["ptx"])
     memory, values = Global(), list(_runtime_values(kernel, arguments))
-    tensors = _Tensors(memory)
-    for name, value in values:
-        tensors.collect(name, value.base if _is_descriptor(value) else value)
+    tensors = _Tensors(memory, values)
     try:
         machine = Machine(program, kernel.metadata.shared, memory, grid)
         _pass(machine, tensors, values, iter(kernel.metadata.tensordesc_meta or ()))
@@ -108,14 +107,7 @@ def compile_launch(kernel: Any, target: str, arguments: Mapping[str, Any], **opt
         TypeError: the kernel is no `triton.jit` function.
         RuntimeError: Triton is not installed.
     """
-    try:
-        import triton
-    except ImportError as error:
-        raise RuntimeError(f"triton: expected to be installed to compile a kernel, got {error}") from error
-    while not isinstance(kernel, triton.JITFunction) and hasattr(kernel, "fn"):
-        kernel = kernel.fn
-    if not isinstance(kernel, triton.JITFunction):
-        raise TypeError(f"kernel: expected a triton.jit function, got {type(kernel).__name__}")
+    kernel = unwrapped(kernel)
     with _pretending(int(target.removeprefix("sm_"))):
         return kernel.run(grid=(1, 1, 1), warmup=True, **arguments, **options)
 
@@ -168,11 +160,9 @@ def check_compiled(kernel: Any, target: str) -> None:
 def _runtime_values(kernel: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(name, value) of each run-time argument, tuples flattened."""
     for name, kind in kernel.src.signature.items():
-        if kind == "constexpr":
-            continue
-        if name not in arguments:
+        if kind != "constexpr" and name not in arguments:
             raise ValueError(f"arguments: expected a value for {name}, got {', '.join(arguments)}")
-        yield from _flattened(name, kind, arguments[name])
+        yield from _flattened(name, kind, arguments.get(name))
 
 
 def _flattened(name: str, kind: Any, value: Any) -> Iterator[tuple[str, Any]]:
@@ -192,17 +182,14 @@ def _is_descriptor(value: Any) -> bool:
 class _Tensors:
     """The tensors among the arguments, each storage one region of memory."""
 
-    def __init__(self, memory: Global) -> None:
+    def __init__(self, memory: Global, values: list[tuple[str, Any]]) -> None:
         self.memory = memory
-        self.named: dict[str, Tensor] = {}
+        found = ((name, value.base if _is_descriptor(value) else value) for name, value in values)
+        self.named = {name: value for name, value in found if isinstance(value, Tensor)}
         self.regions: dict[int, int] = {}  # number of the region, by where its storage lies
-
-    def collect(self, name: str, value: Any) -> None:
-        if not isinstance(value, Tensor):
-            return
-        if value.device.type != "cpu":
-            raise ValueError(f"arguments: expected tensors on the CPU, got {name} on {value.device}")
-        self.named[name] = value
+        for name, x in self.named.items():
+            if x.device.type != "cpu":
+                raise ValueError(f"arguments: expected tensors on the CPU, got {name} on {x.device}")
 
     def address(self, x: Tensor) -> int:
         """Return the address of a tensor's first element."""

@@ -75,10 +75,7 @@ def inspect_kernel(
 
     Args:
         kernel: a `triton.jit` function, or a compiled kernel (`.asm` and `.metadata`), which needs nothing else.
-        signature: see `compile_for`.
-        constexprs: see `compile_for`.
-        target: see `compile_for`.
-        options: see `compile_for`.
+        signature, constexprs, target, options: see `compile_for`.
 
     Raises:
         ValueError, TypeError: an argument breaks a rule; the message names the argument, the rule and the value.
@@ -89,10 +86,23 @@ def inspect_kernel(
         kernel = compile_for(kernel, signature, constexprs or {}, target, **options)
     metadata = kernel.metadata
     found = _target_of(metadata.target)
+    scalar_registers: int | None = None
     if "amdgcn" in kernel.asm:
-        instructions, resources = _read_amdgcn(kernel.asm["amdgcn"], metadata)
+        text = kernel.asm["amdgcn"]
+        instructions = parse_amdgcn(text)
+        names = "TotalNumVgprs", "ScratchSize", "TotalNumSgprs"
+        registers, stack, scalar_registers = (_remark(text, name) for name in names)
     else:
-        instructions, resources = _read_cubin(kernel.asm["cubin"], metadata)
+        instructions, registers, stack = _read_cubin(kernel.asm["cubin"], metadata.name)
+    resources = Resources(
+        registers=registers,
+        scalar_registers=scalar_registers,
+        local_loads=sum(i.kind == "LDL" for i in instructions),
+        local_stores=sum(i.kind == "STL" for i in instructions),
+        stack=stack,
+        shared=metadata.shared,
+        tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
+    )
     return Inspection(
         name=metadata.name,
         target=found,
@@ -130,16 +140,11 @@ def compile_for(
         RuntimeError: Triton is not installed, or cannot compile the kernel.
     """
     chosen = target_named(target)
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource, make_backend
-    except ImportError as error:
-        raise RuntimeError(f"triton: expected to be installed to compile a kernel, got {error}") from error
-    while not isinstance(kernel, triton.JITFunction) and hasattr(kernel, "fn"):
-        kernel = kernel.fn
-    if not isinstance(kernel, triton.JITFunction):
-        raise TypeError(f"kernel: expected a triton.jit function, got {type(kernel).__name__}")
+    kernel = unwrapped(kernel)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+
     types, values, aligned = _arguments(kernel, signature, constexprs)
     gpu = GPUTarget(chosen.backend, chosen.arch, chosen.warp_size)
     known = vars(make_backend(gpu).parse_options({}))
@@ -148,6 +153,24 @@ def compile_for(
             raise ValueError(f"options: expected names that Triton knows for {target}, got {name!r}")
     attributes = {(i,): [["tt.divisibility", ALIGNMENT]] for i in aligned}
     return triton.compile(ASTSource(kernel, types, values, attributes), target=gpu, options=options)
+
+
+def unwrapped(kernel: Any) -> Any:
+    """Return the `triton.jit` function under `triton.autotune` or `triton.heuristics`.
+
+    Raises:
+        TypeError: there is none.
+        RuntimeError: Triton is not installed.
+    """
+    try:
+        from triton import JITFunction
+    except ImportError as error:
+        raise RuntimeError(f"triton: expected to be installed to compile a kernel, got {error}") from error
+    while not isinstance(kernel, JITFunction) and hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    if not isinstance(kernel, JITFunction):
+        raise TypeError(f"kernel: expected a triton.jit function, got {type(kernel).__name__}")
+    return kernel
 
 
 def _arguments(
@@ -185,8 +208,8 @@ def _target_of(gpu: Any) -> Target:
     raise ValueError(f"kernel: expected to be compiled for one of {', '.join(TARGETS)}, got {gpu.backend} {gpu.arch}")
 
 
-def _read_cubin(cubin: bytes, metadata: Any) -> tuple[tuple[Instruction, ...], Resources]:
-    """Disassemble with the cuobjdump that Triton's package carries."""
+def _read_cubin(cubin: bytes, name: str) -> tuple[tuple[Instruction, ...], int, int]:
+    """(instructions, registers, stack) by the cuobjdump that Triton's package carries."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -194,40 +217,15 @@ def _read_cubin(cubin: bytes, metadata: Any) -> tuple[tuple[Instruction, ...], R
         file.write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "--dump-sass", "--dump-resource-usage", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    usage = re.search(rf"Function {re.escape(metadata.name)}:\s+REG:(\d+) STACK:(\d+)", done.stdout)
+    usage = re.search(rf"Function {re.escape(name)}:\s+REG:(\d+) STACK:(\d+)", done.stdout)
     if done.returncode or usage is None:
-        raise RuntimeError(
-            f"cuobjdump: expected a listing of {metadata.name}, got status {done.returncode}: {done.stderr}"
-        )
-    instructions = parse_sass(done.stdout, metadata.name)
-    resources = Resources(
-        registers=int(usage[1]),
-        scalar_registers=None,
-        local_loads=sum(i.kind == "LDL" for i in instructions),
-        local_stores=sum(i.kind == "STL" for i in instructions),
-        stack=int(usage[2]),
-        shared=metadata.shared,
-        tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
-    )
-    return instructions, resources
+        raise RuntimeError(f"cuobjdump: expected a listing of {name}, got status {done.returncode}: {done.stderr}")
+    return parse_sass(done.stdout, name), int(usage[1]), int(usage[2])
 
 
-def _read_amdgcn(text: str, metadata: Any) -> tuple[tuple[Instruction, ...], Resources]:
-    """Read the assembly and the facts that LLVM writes behind it as comments."""
-
-    def fact(name: str) -> int:
-        match = re.search(rf"^; {name}: (\d+)", text, re.MULTILINE)
-        if match is None:
-            raise RuntimeError(f"amdgcn: expected LLVM's remark {name!r}, got none")
-        return int(match[1])
-
-    instructions = parse_amdgcn(text)
-    resources = Resources(
-        registers=fact("TotalNumVgprs"),
-        scalar_registers=fact("TotalNumSgprs"),
-        local_loads=sum(i.kind == "LDL" for i in instructions),
-        local_stores=sum(i.kind == "STL" for i in instructions),
-        stack=fact("ScratchSize"),
-        shared=metadata.shared,
-    )
-    return instructions, resources
+def _remark(text: str, name: str) -> int:
+    """A fact that LLVM writes behind AMD's assembly as a comment."""
+    match = re.search(rf"^; {name}: (\d+)", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"amdgcn: expected LLVM's remark {name!r}, got none")
+    return int(match[1])

@@ -34,10 +34,8 @@ class Launched:
 def launches_executed(target: str) -> Iterator[list[Launched]]:
     """Run every `kernel[grid](…)` with `execute`, on tensors of the CPU; give the list of what was launched.
 
-    A kernel that needs more shared memory than the target has raises Triton's OutOfResources, as a launch would.
-
-    Args:
-        target: as in `execute`.
+    A kernel that needs more shared memory than the target has raises Triton's OutOfResources, as a launch would. The
+    target is as in `execute`.
     """
     from triton import JITFunction
     from triton.runtime.errors import OutOfResources
@@ -63,9 +61,6 @@ def launches_executed(target: str) -> Iterator[list[Launched]]:
 @contextmanager
 def emulated(target: str) -> Iterator[list[Launched]]:
     """`launches_executed` for backend `triton`, which takes the CPU's tensors as if they lay on that target.
-
-    Args:
-        target: as in `execute`.
 
     Raises:
         ValueError: a target that cannot be executed.

@@ -48,14 +48,15 @@ def inner_loops(instructions: Sequence[Instruction]) -> tuple[Loop, ...]:
     for block, following in enumerate(successors):
         for successor in following:
             predecessors[successor].append(block)
-    dominators = _dominators(successors, predecessors)
+    reachable = _reached([0], successors)
     bodies: dict[int, set[int]] = {}
     tails: dict[int, int] = {}
-    for block, following in enumerate(successors):
-        for header in following:
-            if dominators[block] >> header & 1:
-                bodies.setdefault(header, {header}).update(_reaching(block, header, predecessors))
-                tails[header] = max(tails.get(header, 0), instructions[blocks[block].stop - 1].address)
+    for header in reachable:
+        before = _reached([0], successors, without=header)
+        back = [block for block in predecessors[header] if block in reachable - before]
+        if back:
+            bodies[header] = {header} | _reached(back, predecessors, without=header)
+            tails[header] = max(instructions[blocks[block].stop - 1].address for block in back)
     code = {
         header: tuple(instructions[i] for block in sorted(body) for i in blocks[block])
         for header, body in bodies.items()
@@ -100,39 +101,13 @@ def _successors(instructions: Sequence[Instruction], blocks: Sequence[range]) ->
     return successors
 
 
-def _dominators(successors: Sequence[Sequence[int]], predecessors: Sequence[Sequence[int]]) -> list[int]:
-    """Map each block to the bits of the blocks on every path to it from the first; 0 for one that no path reaches."""
-    reachable = set()
-    front = [0]
+def _reached(start: Sequence[int], following: Sequence[Sequence[int]], without: int | None = None) -> set[int]:
+    """The blocks that are reached from some, themselves included, by ways that do not touch the block `without`."""
+    found: set[int] = set()
+    front = list(start)
     while front:
         block = front.pop()
-        if block not in reachable:
-            reachable.add(block)
-            front += successors[block]
-    everything = (1 << len(successors)) - 1
-    dominators = [everything if block in reachable else 0 for block in range(len(successors))]
-    dominators[0] = 1
-    changed = True
-    while changed:
-        changed = False
-        for block in sorted(reachable - {0}):
-            common = everything
-            for predecessor in predecessors[block]:
-                if predecessor in reachable:
-                    common &= dominators[predecessor]
-            common |= 1 << block
-            changed |= common != dominators[block]
-            dominators[block] = common
-    return dominators
-
-
-def _reaching(block: int, header: int, predecessors: Sequence[Sequence[int]]) -> set[int]:
-    """The blocks from which `block` is reached without passing `header`, itself included."""
-    body = {header}
-    front = [block]
-    while front:
-        current = front.pop()
-        if current not in body:
-            body.add(current)
-            front += predecessors[current]
-    return body
+        if block != without and block not in found:
+            found.add(block)
+            front += following[block]
+    return found

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from swat_flex.backends.triton import DecodeConfig, TritonConfig, configuration
-from swat_flex.backends.triton.offline import KERNELS, compile_decode, compile_kernel, offline_configuration
+from swat_flex.backends.triton.config import KERNELS
+from swat_flex.backends.triton.offline import compile_decode, compile_kernel, offline_configuration
 from swat_flex.inspection.kernel import Inspection, inspect_kernel
 from swat_flex.inspection.loops import Loop
 from swat_flex.problem import Problem, WindowLike
@@ -25,8 +26,6 @@ class OwnKernel:
         found: what its machine code says.
         flops: floating-point operations of its matrix products in one iteration of one block; None where they are not
             what it is for.
-        interior: the loop over tiles that need no mask: of those that multiply the one that compares least; None where
-            it has no loop.
         bytes_moved: bytes of memory that one iteration of one block of it moves; None where it reuses what it reads.
         copied: bytes that it moves for one sequence and one key head, all blocks together; None likewise.
     """
@@ -35,9 +34,14 @@ class OwnKernel:
     config: TritonConfig | DecodeConfig
     found: Inspection
     flops: float | None
-    interior: Loop | None
     bytes_moved: float | None = None
     copied: int | None = None
+
+    @property
+    def interior(self) -> Loop | None:
+        """The loop over tiles that need no mask: of those that multiply the one that compares least, or None."""
+        products = [loop for loop in self.found.loops if loop.counts.get("tensor core")]
+        return min(products, key=lambda loop: loop.counts["predicate"], default=None)
 
 
 def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKernel]:
@@ -47,9 +51,8 @@ def own_kernels(head_dim: int, window: WindowLike, target: str) -> list[OwnKerne
     for name in KERNELS:
         config = configuration(problem, target)[name]
         found = inspect_kernel(compile_kernel(name, problem, target))
-        interior = _interior(found)
         flops = 2.0 * config.tiles * config.block_m * config.block_n * head_dim * sum(PRODUCTS[name])
-        kernels.append(OwnKernel(name, config, found, flops, interior))
+        kernels.append(OwnKernel(name, config, found, flops))
     return [*kernels, _decode(problem, target)]
 
 
@@ -60,17 +63,4 @@ def _decode(problem: Problem, target: str) -> OwnKernel:
     config = offline_configuration(step)
     found = inspect_kernel(compile_decode(step, target))
     key_bytes = (step.head_dim + step.value_dim) * step.dtype.itemsize
-    return OwnKernel(
-        "decode",
-        config,
-        found,
-        None,
-        _interior(found),
-        bytes_moved=config.block_n * key_bytes,
-        copied=slots * key_bytes,
-    )
-
-
-def _interior(found: Inspection) -> Loop | None:
-    products = [loop for loop in found.loops if loop.counts.get("tensor core")]
-    return min(products, key=lambda loop: loop.counts["predicate"], default=None)
+    return OwnKernel("decode", config, found, None, bytes_moved=config.block_n * key_bytes, copied=slots * key_bytes)

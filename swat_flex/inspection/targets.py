@@ -77,15 +77,21 @@ class Gpu:
 
 # Limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; tensor memory: PTX ISA,
 # tcgen05. Results per clock: the same guide, "Throughput of Native Arithmetic Instructions". Tensor-core rates: the
-# published dense peak of the products below, divided by multiprocessors and clock.
-_GUIDE = "CUDA C++ Programming Guide (arithmetic throughput); tensor cores: "
+# published dense peak of the products below, divided by multiprocessors and clock. What is no column is the same for
+# all of NVIDIA's targets.
+_NVIDIA = (
+    # capability, shared memory (KiB), tensor memory, warps, blocks; rates: tensor, float32, float64; source of `tensor`
+    (80, 164, 0, 64, 32, {"16-bit": 2048, "tf32": 1024}, 64, 32, "NVIDIA A100 datasheet"),
+    (86, 100, 0, 48, 16, {"16-bit": 1024, "tf32": 512}, 128, 2, "NVIDIA A10 datasheet"),
+    (89, 100, 0, 48, 24, {"16-bit": 1024, "tf32": 512, "8-bit": 2048}, 128, 2, "NVIDIA L40S datasheet"),
+    (90, 228, 0, 64, 32, {"16-bit": 4096, "tf32": 2048, "8-bit": 8192}, 128, 64, "NVIDIA H100 datasheet"),
+    (100, 228, 512, 64, 32, {"16-bit": 8192, "tf32": 4096, "8-bit": 16384}, 128, 64,
+     "NVIDIA HGX B200 datasheet; the FlashAttention-4 paper has the same 8192 and 16"),
+    (120, 100, 0, 48, 24, {"16-bit": 512, "tf32": 256, "8-bit": 1024}, 128, 2, "NVIDIA RTX Blackwell whitepaper"),
+)  # fmt: skip
 
-
-def _cuda(
-    capability: int, *, shared: int, max_warps: int, max_blocks: int, rates: Rates, tensor_memory: int = 0
-) -> Target:
-    """An NVIDIA target; `shared` in KiB. What is not an argument is the same for all of them."""
-    return Target(
+TARGETS: dict[str, Target] = {
+    f"sm_{capability}": Target(
         name=f"sm_{capability}",
         backend="cuda",
         arch=capability,
@@ -95,124 +101,41 @@ def _cuda(
         shared=shared * 1024,
         shared_reserved=1024,
         tensor_memory=tensor_memory,
-        max_warps=max_warps,
-        max_blocks=max_blocks,
-        rates=rates,
-    )
-
-
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        _cuda(
-            80,
-            shared=164,
-            max_warps=64,
-            max_blocks=32,
-            rates=Rates(
-                tensor={"16-bit": 2048, "tf32": 1024},
-                special=16,
-                float32=64,
-                float64=32,
-                issue=4,
-                source=_GUIDE + "NVIDIA A100 datasheet",
-            ),
-        ),
-        _cuda(
-            86,
-            shared=100,
-            max_warps=48,
-            max_blocks=16,
-            rates=Rates(
-                tensor={"16-bit": 1024, "tf32": 512},
-                special=16,
-                float32=128,
-                float64=2,
-                issue=4,
-                source=_GUIDE + "NVIDIA A10 datasheet",
-            ),
-        ),
-        _cuda(
-            89,
-            shared=100,
-            max_warps=48,
-            max_blocks=24,
-            rates=Rates(
-                tensor={"16-bit": 1024, "tf32": 512, "8-bit": 2048},
-                special=16,
-                float32=128,
-                float64=2,
-                issue=4,
-                source=_GUIDE + "NVIDIA L40S datasheet",
-            ),
-        ),
-        _cuda(
-            90,
-            shared=228,
-            max_warps=64,
-            max_blocks=32,
-            rates=Rates(
-                tensor={"16-bit": 4096, "tf32": 2048, "8-bit": 8192},
-                special=16,
-                float32=128,
-                float64=64,
-                issue=4,
-                source=_GUIDE + "NVIDIA H100 datasheet",
-            ),
-        ),
-        _cuda(
-            100,
-            shared=228,
-            tensor_memory=512,
-            max_warps=64,
-            max_blocks=32,
-            rates=Rates(
-                tensor={"16-bit": 8192, "tf32": 4096, "8-bit": 16384},
-                special=16,
-                float32=128,
-                float64=64,
-                issue=4,
-                source=_GUIDE + "NVIDIA HGX B200 datasheet; the FlashAttention-4 paper has the same 8192 and 16",
-            ),
-        ),
-        _cuda(
-            120,
-            shared=100,
-            max_warps=48,
-            max_blocks=24,
-            rates=Rates(
-                tensor={"16-bit": 512, "tf32": 256, "8-bit": 1024},
-                special=16,
-                float32=128,
-                float64=2,
-                issue=4,
-                source=_GUIDE + "NVIDIA RTX Blackwell whitepaper",
-            ),
-        ),
-        Target(
-            name="gfx942",
-            backend="hip",
-            arch="gfx942",
-            warp_size=64,
-            registers=4 * 512 * 64,
-            register_step=8,
-            shared=64 * 1024,
-            shared_reserved=0,
-            tensor_memory=0,
-            max_warps=32,
-            max_blocks=16,  # a block of more than one warp takes one of 16 barriers
-            rates=Rates(
-                tensor={"16-bit": 2048, "tf32": 1024, "8-bit": 4096},
-                special=16,
-                float32=None,
-                float64=None,
-                issue=None,
-                source="AMD Instinct MI300X datasheet (matrix cores); LLVM SISchedule.td (special functions run at a "
-                "quarter of the 64 lanes); limits: LLVM AMDGPU back end",
-            ),
+        max_warps=warps,
+        max_blocks=blocks,
+        rates=Rates(
+            tensor=tensor,
+            special=16,
+            float32=float32,
+            float64=float64,
+            issue=4,
+            source=f"CUDA C++ Programming Guide (arithmetic throughput); tensor cores: {source}",
         ),
     )
+    for capability, shared, tensor_memory, warps, blocks, tensor, float32, float64, source in _NVIDIA
 }
+TARGETS["gfx942"] = Target(
+    name="gfx942",
+    backend="hip",
+    arch="gfx942",
+    warp_size=64,
+    registers=4 * 512 * 64,
+    register_step=8,
+    shared=64 * 1024,
+    shared_reserved=0,
+    tensor_memory=0,
+    max_warps=32,
+    max_blocks=16,  # a block of more than one warp takes one of 16 barriers
+    rates=Rates(
+        tensor={"16-bit": 2048, "tf32": 1024, "8-bit": 4096},
+        special=16,
+        float32=None,
+        float64=None,
+        issue=None,
+        source="AMD Instinct MI300X datasheet (matrix cores); LLVM SISchedule.td (special functions run at a quarter "
+        "of the 64 lanes); limits: LLVM AMDGPU back end",
+    ),
+)
 
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu

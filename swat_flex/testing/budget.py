@@ -152,54 +152,17 @@ def _in_float64(options: dict[str, Any]) -> dict[str, Any]:
     return {name: x.double() if is_float[name] else x for name, x in options.items()}
 
 
-def rough_swat(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    window: WindowLike,
-    *,
-    slopes: Any = "balanced",
-    scale: float | None = None,
-    logit_bias: Tensor | float | None = None,
-    document_ids: Tensor | None = None,
-    activation: str = "sigmoid",
-) -> Tensor:
+def rough_swat(q: Tensor, k: Tensor, v: Tensor, window: WindowLike, **options: Any) -> Tensor:
     """`naive_swat` in float32, rounded where a low-precision matrix product rounds; differentiable."""
     dtype = q.dtype
-    operands = validation.resolve(
-        q.float(), k.float(), v.float(), window, slopes, scale, logit_bias, document_ids, activation, "naive"
-    )
-    x = _RoundGradient.apply(reference.logits(operands), dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-    w = reference.weights(x, reference.visible(operands), activation)
+    operands = validation.resolve(q.float(), k.float(), v.float(), window, **options, backend="naive")
+    x = reference.logits(operands)
+    if x.requires_grad:  # its gradient is an operand of the products that give dq and dk
+        x.register_hook(lambda grad: grad.to(dtype).to(grad.dtype))  # type: ignore[no-untyped-call]  # torch's
+    w = reference.weights(x, reference.visible(operands), operands.activation)
+    w = w + (w.to(dtype).to(w.dtype) - w).detach()  # rounded, exactly; the gradient passes unrounded
     values = operands.v.repeat_interleave(q.shape[1] // v.shape[1], 1)
-    w = _Round.apply(w, dtype)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
-    out: Tensor = (w @ values).to(dtype)
-    return out
-
-
-class _Round(torch.autograd.Function):
-    """x rounded to a dtype and kept in its own; the gradient passes unrounded."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _RoundGradient(torch.autograd.Function):
-    """x unchanged; its gradient rounded to a dtype: the operand of the products that give dq and dk."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = dtype
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype).to(grad.dtype), None
+    return (w @ values).to(dtype)
 
 
 def _rms(x: Tensor) -> float:

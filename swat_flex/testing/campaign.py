@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,7 @@ class Campaign:
             "trend": max((count.trend for count in self.counts.values()), default=0.0),
             "failures": sum(run.get("failure") is not None for run in self.runs),
             "machine": {"processor": platform.machine(), "python": platform.python_version(), **_versions()},
-            "counts": {
-                name: {field: getattr(count, field) for field in Count.__slots__}
-                for name, count in sorted(self.counts.items())
-            },
+            "counts": {name: asdict(count) for name, count in sorted(self.counts.items())},
             "runs": self.runs,
         }
 

@@ -157,8 +157,9 @@ class SwatCase:
         q, k, v = (on_device(x, device) for x in inputs or own)
         options = {name: on_device(x, device) for name, x in options.items()}
         if self.ring:
+            assert isinstance(self.window, int)
             with torch.no_grad():
-                return {"out": decoded((q, k, v), self._keys, self.ring, self.seed, backend, options).cpu()}
+                return {"out": decoded((q, k, v), self.window, self.ring, self.seed, backend, options).cpu()}
         swat = functools.partial(sharded, ranks=self.shards, seed=self.seed) if self.shards else flex_swat
         if not gradients:
             with torch.no_grad():
@@ -166,12 +167,6 @@ class SwatCase:
         grad = on_device(grad, device)
         results = with_gradients(swat, (q, k, v), self.window, grad, backend=backend, **options)
         return {name: x.cpu() for name, x in results.items()}
-
-    @property
-    def _keys(self) -> int:
-        """The window of a case that decodes, which is a number."""
-        assert isinstance(self.window, int)
-        return self.window
 
     def refusal(self, backend: Backend, device: str = "cpu", *, gradients: bool = True) -> str | None:
         """Say why the backend does not run this case, or return None."""
@@ -186,17 +181,9 @@ class SwatCase:
     def truth(self, backend: Backend = "naive", device: str = "cpu", *, gradients: bool = True) -> Truth:
         """The exact results, and what the backend's arithmetic may lose."""
         (q, k, v), grad, options = drawn(self)
-        return truth_of(
-            validation.resolve(q, k, v, self.window, **options, backend="naive"),
-            grad if gradients else None,
-            Arithmetic.of(backend, device, self.torch_dtype),
-            self._per_head(options),
-        )
-
-    @staticmethod
-    def _per_head(options: dict[str, Any]) -> tuple[str, ...]:
-        """The names of the gradients of what is given as a tensor."""
-        return tuple(f"d{name}" for name in ("slopes", "logit_bias") if isinstance(options[name], Tensor))
+        operands = validation.resolve(q, k, v, self.window, **options, backend="naive")
+        learnt = tuple(f"d{name}" for name in ("slopes", "logit_bias") if isinstance(options[name], Tensor))
+        return truth_of(operands, grad if gradients else None, Arithmetic.of(backend, device, self.torch_dtype), learnt)
 
     def in_range(self, exact: dict[str, Tensor]) -> bool:
         """Tell whether every exact result fits the dtype it is returned in."""

@@ -51,7 +51,9 @@ def check(case: SwatCase, backend: Backend, device: str = "cpu") -> Verdict:
         return Verdict(excluded=True)
     actual = case.call(backend, device, gradients=gradients)
     try:
-        verdict = hold(truth, actual, _shared(case))
+        # axes along which some input repeats
+        shared = tuple(axis for axis, name in ((0, "expanded batch"), (1, "expanded heads")) if name in case.layouts)
+        verdict = hold(truth, actual, shared)
         seen = visible(case)
         _check_blind(seen, actual)
         if case.seed // 64 % 2:  # every other case: it costs as much as the call
@@ -116,11 +118,6 @@ def _element(name: str, shares: Tensor, actual: Tensor, truth: Truth) -> str:
     got, right, allowed = (float(x.flatten()[worst]) for x in (actual, truth.exact[name], truth.allowed[name]))
     error = float(truth.error(name, actual).flatten()[worst])
     return f"{name}: element {place} is {got:.9g}, exact {right:.9g}, error {abs(error):.3g} of {allowed:.3g} allowed"
-
-
-def _shared(case: SwatCase) -> tuple[int, ...]:
-    """The axes along which some input repeats."""
-    return tuple(axis for axis, name in ((0, "expanded batch"), (1, "expanded heads")) if name in case.layouts)
 
 
 def _check_blind(seen: Tensor, actual: dict[str, Tensor]) -> None:

@@ -59,14 +59,15 @@ class Failure:
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads; whole or not at all."""
-        record: dict[str, Any] = {
+        record = {
             "case": self.case.to_json(),
             "backend": self.backend,
             "device": self.device,
             "failure": self.text,
             "emulate": self.emulate,
+            "reproducer": self.reproducer().splitlines(),
+            "torch": torch.__version__,
         }
-        record |= {"reproducer": self.reproducer().splitlines(), "torch": torch.__version__}
         write_whole(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod

@@ -8,7 +8,7 @@ gradients of all other keys must be exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,13 +74,8 @@ def _apart(found: list[Sample]) -> list[Sample]:
     """Choose those samples whose keys receive gradients from no other sample."""
     kept: list[Sample] = []
     for sample in found:
-        met = any(
-            (sample.batch, sample.kv_head) == (other.batch, other.kv_head)
-            and sample.keys.start < other.keys.stop
-            and other.keys.start < sample.keys.stop
-            for other in kept
-        )
-        if not met:
+        beside = (other.keys for other in kept if (other.batch, other.kv_head) == (sample.batch, sample.kv_head))
+        if not any(sample.keys.start < keys.stop and keys.start < sample.keys.stop for keys in beside):
             kept.append(sample)
     return kept
 
@@ -116,17 +111,20 @@ class SampledReference:
             if not x.isfinite().all():
                 return f"{name}: expected finite numbers, got {int(x.numel() - x.isfinite().sum())} others"
         for name in ("dk", "dv"):
-            if name in sampled and (stray := self._stray(sampled[name])):
+            if name not in sampled:
+                continue
+            reached = sum(int(sample.of_keys(sampled[name]).count_nonzero()) for sample in self._apart)
+            if stray := int(sampled[name].count_nonzero()) - reached:
                 return f"{name}: expected 0 for keys that no gradient reaches, got {stray} other numbers"
         for name in results:
-            of_keys = name in ("dk", "dv")
-            exact, rough = (torch.cat([part[name].flatten() for part in parts]) for parts in self._wanted(of_keys))
-            if of_keys:
-                parts = [sample.of_keys(sampled[name]) for sample in self._apart]
-            else:
-                parts = [sample.of_queries(results[name], sample.rows) for sample in self._samples]
-            actual = torch.cat([part.flatten() for part in parts])
-            found = budget.measure(actual, exact, rough, name=name, window=self._window)
+            parts = []
+            for sample, exact, rough in self._solved:
+                if name not in ("dk", "dv"):
+                    parts.append((sample.of_queries(results[name], sample.rows), exact[name], rough[name]))
+                elif sample in self._apart:
+                    parts.append((sample.of_keys(sampled[name]), exact[name], rough[name]))
+            actual, right, near = (torch.cat([x.flatten() for x in each]) for each in zip(*parts, strict=True))
+            found = budget.measure(actual, right, near, name=name, window=self._window)
             if not found.holds:
                 return str(found)
         return None
@@ -135,20 +133,10 @@ class SampledReference:
     def _window(self) -> tuple[int | None, int | None]:
         return self._problem.window.left, self._problem.window.right
 
-    def _stray(self, x: Tensor) -> int:
-        """Count elements other than 0 outside of the sampled keys."""
-        return int(x.count_nonzero()) - sum(int(sample.of_keys(x).count_nonzero()) for sample in self._apart)
-
-    def _wanted(self, of_keys: bool) -> Iterator[list[dict[str, Tensor]]]:
-        """Yield the exact results of each sample, then the rough ones."""
-        chosen = [i for i, sample in enumerate(self._samples) if not of_keys or sample in self._apart]
-        for results in self._results:
-            yield [results[i] for i in chosen]
-
     @cached_property
-    def _results(self) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-        exact, rough = zip(*(self._solve(sample) for sample in self._samples), strict=True)
-        return list(exact), list(rough)
+    def _solved(self) -> list[tuple[Sample, dict[str, Tensor], dict[str, Tensor]]]:
+        """Each sample with its exact results and its rough ones."""
+        return [(sample, *self._solve(sample)) for sample in self._samples]
 
     def _solve(self, sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         given, batch = self._operands, self._operands.q.shape[0]
@@ -165,7 +153,6 @@ class SampledReference:
         options |= {"scale": given.scale, "activation": given.activation}
         exact = budget.exact_results(inputs, self._window, grad, **options)
         rough = budget.with_gradients(budget.rough_swat, inputs, self._window, grad, **options)
-        cut = {"out", "dq"}
-        return tuple(  # type: ignore[return-value]  # of two
-            {name: x[:, :, :count] if name in cut else x for name, x in found.items()} for found in (exact, rough)
-        )
+        for found in (exact, rough):
+            found.update({name: found[name][:, :, :count] for name in ("out", "dq")})
+        return exact, rough

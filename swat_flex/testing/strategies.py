@@ -14,12 +14,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from swat_flex.problem import Backend, WindowLike
-from swat_flex.testing.case import BIASES, DOCUMENTS, LAYOUTS, SLOPES, Kind, SwatCase, largest_exponent
+from swat_flex.testing.case import BIASES, DOCUMENTS, DTYPES, LAYOUTS, SLOPES, Kind, SwatCase, largest_exponent
 
 TILES = (16, 32, 64, 96, 128)
 EDGES = (1, 2, 3, *sorted({n + d for n in TILES for d in (-1, 0, 1)}))
 DIMS = (8, 1, 16, 3, 5, 24, 32, 40, 64, 65, 80, 128, 256)
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
 ALL_LAYOUTS = tuple(itertools.product(LAYOUTS, repeat=4))  # one draw: hypothesis would vary four of them for ever
 PAIRS = (2**14, 2**14, 2**14, 2**16)  # batch × heads × queries × keys of the dense reference: mostly few
 
@@ -93,34 +92,26 @@ def swat_cases(
     batch = pick("batch", _between(1, max(1, min(3, room // (kv_heads * group)))))
     head_dim = pick("head_dim", _among(tuple(dims)))
     dtype = pick("dtype", _among(tuple(dtypes)))
-    steepness = _among((0.05, 0.5, 8.0))
-    qk_exponent = pick("qk_exponent", _among((0, -2, 1, 3)))
-    v_exponent, grad_exponent = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
-    return SwatCase(
-        length=length,
-        window=pick("window", windows(length)),
-        fewer=fewer,
-        batch=batch,
-        kv_heads=kv_heads,
-        group=group,
-        head_dim=head_dim,
-        value_dim=pick("value_dim", _value_dims(head_dim, tuple(dims))),
-        dtype=dtype,
-        layouts=pick("layouts", _among(ALL_LAYOUTS)),
-        documents=pick("documents", _among(tuple(documents))),
-        slopes=pick("slopes", _among(tuple(slopes))),
-        steepness=pick("steepness", steepness),
-        scale=pick("scale", _among((None, 1.1, 0.07, -0.6))),
-        logit_bias=pick("logit_bias", _among(tuple(biases))),
-        bias=pick("bias", _among((-1.1, 2.3, -6.1, -12.0))),
-        activation=pick("activation", _among(tuple(activations))),
-        qk_exponent=qk_exponent,
-        v_exponent=fixed.get("v_exponent", v_exponent),
-        grad_exponent=fixed.get("grad_exponent", grad_exponent),
-        ring=fixed.get("ring", 0),
-        shards=fixed.get("shards", 0),
-        seed=pick("seed", _between(0, 2**31)),
-    )
+    values: dict[str, Any] = {"length": length, "fewer": fewer, "kv_heads": kv_heads, "group": group, "batch": batch}
+    values |= {"head_dim": head_dim, "dtype": dtype}
+    values["qk_exponent"] = pick("qk_exponent", _among((0, -2, 1, 3)))
+    exponents = draw(_value_scales(dtype, length), label="exponents of v and of the gradient")
+    values["v_exponent"], values["grad_exponent"] = exponents
+    rest = {
+        "window": windows(length),
+        "value_dim": _value_dims(head_dim, tuple(dims)),
+        "layouts": _among(ALL_LAYOUTS),
+        "documents": _among(tuple(documents)),
+        "slopes": _among(tuple(slopes)),
+        "steepness": _among((0.05, 0.5, 8.0)),
+        "scale": _among((None, 1.1, 0.07, -0.6)),
+        "logit_bias": _among(tuple(biases)),
+        "bias": _among((-1.1, 2.3, -6.1, -12.0)),
+        "activation": _among(tuple(activations)),
+        "seed": _between(0, 2**31),
+    }
+    values |= {name: pick(name, strategy) for name, strategy in rest.items()}
+    return SwatCase(**values | fixed)
 
 
 def _value_scales(dtype: str, length: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -139,13 +130,9 @@ def decode_cases(draw: st.DrawFn, /, *, longest: int = 200, **rules: Any) -> Swa
     """A call of `swat_decode`: a ring that is filled in chunks, wrapped or not, by rows of one length or of many."""
     length = draw(lengths(longest), label="length")
     tokens = min(length, draw(_among((1, 2, 3, 8, 16)), label="tokens"))
-    keys = _keys(length)
-    fixed: dict[str, Any] = {
-        "length": length,
-        "fewer": length - tokens,
-        "ring": draw(_between(tokens, 16), label="ring"),
-    }
-    fixed["window"] = draw(keys, label="window")
+    fixed: dict[str, Any] = {"length": length, "fewer": length - tokens}
+    fixed["ring"] = draw(_between(tokens, 16), label="ring")
+    fixed["window"] = draw(_keys(length), label="window")
     return draw(swat_cases(**{"documents": ("none", "late")} | fixed | rules))
 
 
@@ -154,12 +141,11 @@ def tail_cases(draw: st.DrawFn, /, **rules: Any) -> SwatCase:
     """Many rows whose weights all lie in σ's tail: what is wrong alike in each shows in their sum."""
     plain = _among(("contiguous", "transposed", "sliced", "columns"))
     fixed: dict[str, Any] = {
-        **{"fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2},
-        **{"v_exponent": 0, "grad_exponent": 0},
+        "fewer": 0, "slopes": ("none",), "biases": ("number",), "qk_exponent": -2, "v_exponent": 0, "grad_exponent": 0,
         "scale": draw(_among((None, 0.07)), label="scale"),
         "bias": draw(_among((-6.1, -12.0, -20.0)), label="bias"),
         "layouts": (*draw(st.tuples(plain, plain, plain), label="layouts"), "contiguous"),
-    }
+    }  # fmt: skip
     sizes: dict[str, Any] = {"pairs": 2**16, "documents": ("none", "packed")}
     return draw(swat_cases(**sizes | rules | fixed))
 
@@ -186,7 +172,7 @@ def cases_for(
         kind: "decode": calls of `swat_decode`; "shards": a sequence cut into shards, in float32 and float64;
             "tails": weights in σ's tail alone; "long": a thousand rows and more.
     """
-    supported = [dtype for dtype in _DTYPES if not _lacks(backend, device, dtype)]
+    supported = [x for x in DTYPES if SwatCase(1, 1, dtype=x).refusal(backend, device, gradients=False) is None]
     if backend == "naive":  # computes in its inputs' dtype
         supported = [dtype for dtype in supported if dtype in ("float32", "float64")]
     chosen = [dtype for dtype in supported if dtypes is None or dtype in dtypes]
@@ -213,29 +199,13 @@ def cases_for(
 
 # What one program of FlexAttention is compiled for.
 FAMILIES: tuple[dict[str, Any], ...] = (
-    {
-        **{"batch": 1, "kv_heads": 2, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None},
-        **{"documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
-    },
-    {
-        **{"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None},
-        **{
-            "documents": ("packed", "padded", "one row"),
-            "slopes": ("balanced", "alibi", "tensor"),
-            "biases": ("none",),
-        },
-    },
-    {
-        **{"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07},
-        **{"documents": ("none",), "slopes": ("none",), "biases": ("none",)},
-    },
-    {
-        **{"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6},
-        **{"documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor")},
-        "activations": ("softmax",),
-    },
-)
-
-
-def _lacks(backend: Backend, device: str, dtype: str) -> bool:
-    return SwatCase(1, 1, dtype=dtype).refusal(backend, device, gradients=False) is not None
+    {"batch": 1, "kv_heads": 2, "group": 3, "head_dim": 16, "value_dim": 24, "scale": None,
+     "documents": ("none",), "slopes": ("balanced", "alibi", "tensor"), "biases": ("number", "tensor")},
+    {"batch": 1, "kv_heads": 2, "group": 1, "head_dim": 64, "value_dim": 64, "scale": None,
+     "documents": ("packed", "padded", "one row"), "slopes": ("balanced", "alibi", "tensor"), "biases": ("none",)},
+    {"batch": 2, "kv_heads": 2, "group": 2, "head_dim": 8, "value_dim": 8, "scale": 0.07,
+     "documents": ("none",), "slopes": ("none",), "biases": ("none",)},
+    {"batch": 1, "kv_heads": 3, "group": 1, "head_dim": 40, "value_dim": 8, "scale": -0.6,
+     "documents": ("packed", "padded", "one row"), "slopes": ("tensor",), "biases": ("number", "tensor"),
+     "activations": ("softmax",)},
+)  # fmt: skip

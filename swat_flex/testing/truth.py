@@ -102,10 +102,10 @@ def truth_of(operands: Operands, grad: Tensor | None, arithmetic: Arithmetic, pe
     truth = Truth()
     names = ("out", "dq", "dk", "dv", *per_head) if grad is not None else ("out",)
     for name in names:
-        value, rest = parts.result(name)
+        value = parts.result(name)
+        if isinstance(value, Twofold):
+            truth.rest[name], value = call.unfolded(name, value.low), value.high
         truth.exact[name] = call.unfolded(name, value)
-        if rest is not None:
-            truth.rest[name] = call.unfolded(name, rest)
     _bound(call, parts, arithmetic, truth, names)
     return truth
 
@@ -177,17 +177,17 @@ class _Float64:
             else:
                 self.dx = self.dw * self.w * self.left
 
-    def result(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def result(self, name: str) -> Tensor:
         call = self.call
         if name == "out":
-            return self.w.view(call.flat) @ call.v, None
+            return self.w.view(call.flat) @ call.v
         if name == "dv":
-            return self.w.view(call.flat).mT @ _known(call.g), None
+            return self.w.view(call.flat).mT @ _known(call.g)
         if name == "dq":
-            return self.dx.view(call.flat) @ call.k * call.scale, None
+            return self.dx.view(call.flat) @ call.k * call.scale
         if name == "dk":
-            return self.dx.view(call.flat).mT @ call.q * call.scale, None
-        return (self.dx * call.distance if name == "dslopes" else self.dx).sum((0, 3, 4)), None
+            return self.dx.view(call.flat).mT @ call.q * call.scale
+        return (self.dx * call.distance if name == "dslopes" else self.dx).sum((0, 3, 4))
 
 
 class _Twofold:
@@ -233,24 +233,20 @@ class _Twofold:
             if call.softmax:
                 self.mean = mean.scaled(both).high
 
-    def result(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def result(self, name: str) -> Twofold:
         call = self.call
         if name == "out":
-            x = (self.weights.view(*call.flat) @ self.v).scaled(self.v_exponent)
-            return x.high, x.low
+            return (self.weights.view(*call.flat) @ self.v).scaled(self.v_exponent)
         if name == "dv":
-            x = (self.weights.view(*call.flat).mT @ self.g).scaled(self.g_exponent)
-            return x.high, x.low
+            return (self.weights.view(*call.flat).mT @ self.g).scaled(self.g_exponent)
         both = self.v_exponent + self.g_exponent
         if name in ("dq", "dk"):
             derivatives = self.derivatives.view(*call.flat)
             x = derivatives @ self.k if name == "dq" else derivatives.mT @ self.q
-            x = (x * call.scale).scaled(both)
-            return x.high, x.low
+            return (x * call.scale).scaled(both)
         terms = self.derivatives * call.distance if name == "dslopes" else self.derivatives
         high, low = (y.permute(1, 2, 0, 3, 4).reshape(1, call.q_heads, -1) for y in (terms.high, terms.low))
-        x = Twofold(high, low).sum_last().scaled(both)
-        return x.high, x.low
+        return Twofold(high, low).sum_last().scaled(both)
 
 
 def _exponent(x: Tensor) -> int:

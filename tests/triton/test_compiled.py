@@ -14,6 +14,7 @@ import torch
 from sampling import sampled
 
 from swat_flex.backends.triton.config import (
+    KERNELS,
     VALUES,
     TritonConfig,
     configurations,
@@ -28,7 +29,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from swat_flex.backends.triton.offline import KERNELS, compile_kernel
+from swat_flex.backends.triton.offline import compile_kernel
 from swat_flex.inspection import inspect_kernel, undefined_registers
 
 OLD = triton.__version__ < "3.7"  # whose code spills a register or two more, outside the interior loops

@@ -19,8 +19,8 @@ from triton.runtime.driver import driver
 
 from swat_flex.backends.triton import config as configs
 from swat_flex.backends.triton import offline, op
-from swat_flex.backends.triton.config import TritonConfig, configurations
-from swat_flex.backends.triton.offline import KERNELS, compile_kernel
+from swat_flex.backends.triton.config import KERNELS, TritonConfig, configurations
+from swat_flex.backends.triton.offline import compile_kernel
 from swat_flex.inspection import inspect_kernel
 from swat_flex.operands import Operands
 from swat_flex.problem import Problem

@@ -22,9 +22,8 @@ from torch import Tensor
 from swat_flex import tuned
 from swat_flex.backends.banded import tiles
 from swat_flex.backends.banded.tiles import Band, BandedConfig
-from swat_flex.backends.operator import Gradients, define, empty_output
+from swat_flex.backends.operator import Gradients, define, empty_output, gradients_like
 from swat_flex.operands import Operands
-from swat_flex.positions import per_head_dtype
 from swat_flex.problem import NO_HARDWARE_TANH, Problem
 from swat_flex.tuned import Tunable
 
@@ -73,7 +72,7 @@ def _forward(operands: Operands) -> Tensor:
 
 def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
     q, k, v, scale = operands.q, operands.k, operands.v, operands.scale
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv, d_per_head = gradients_like(q, k, v, torch.zeros)
     band = Band(operands, tuned.lookup(BACKWARD, operands.problem()) or tiles.configuration(operands.window))
     per_tile: dict[int, list[Tensor]] = {}
     with exact_products(q.device.type):
@@ -100,7 +99,6 @@ def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
             if dk_sum.dtype != dk.dtype:
                 dk[part].copy_(dk_sum.view(dk[part].shape))
                 dv[part].copy_(dv_sum.view(dv[part].shape))
-    d_per_head = torch.zeros(2, q.shape[1], dtype=per_head_dtype(q), device=q.device)
     for first, sums in per_tile.items():
         d_per_head[:, first : first + sums[0].shape[1]] = torch.stack(sums).sum(0)
     return dq, dk, dv, d_per_head

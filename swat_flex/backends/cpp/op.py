@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swat_flex import tuned
 from swat_flex.backends.cpp import build, library
-from swat_flex.backends.operator import Gradients, define, empty_output
+from swat_flex.backends.operator import Gradients, define, empty_output, gradients_like
 from swat_flex.operands import Operands
 from swat_flex.problem import NO_HARDWARE_TANH, Problem
 from swat_flex.tuned import Tunable
@@ -58,8 +58,7 @@ def _forward(operands: Operands) -> Tensor:
 
 
 def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (operands.q, operands.k, operands.v))
-    sums = torch.empty(2, operands.q.shape[1], dtype=torch.float32, device="cpu")
+    dq, dk, dv, sums = gradients_like(operands.q, operands.k, operands.v)
     config = tuned.lookup(BACKWARD, operands.problem()) or BACKWARD.default(operands.problem())
     tensors = {"grad": grad, "dq": dq, "dk": dk, "dv": dv}
     _run("swat_backward", operands, config, tensors, sums if per_head else None)

@@ -108,6 +108,7 @@ def choices(problem: Problem) -> Mapping[str, Sequence[int | bool]]:
     PRESCALE_QK hands a score modifier its scores in units of log2 e, which only an unmodified score survives.
     """
     default = choose(problem.head_dim, problem.value_dim, problem.dtype)
+    softmax, causal = problem.activation == "softmax", (problem.window.left, problem.window.right) == (None, 0)
     single = problem.dtype == torch.float32  # no tensor cores: small tiles, nothing to prefetch
     sizes, stages, tma = ((16, 32, 64), (1, 2), (False,)) if single else ((32, 64, 128), (2, 3, 4), (False, True))
     values: dict[str, Sequence[int | bool]] = {
@@ -123,18 +124,9 @@ def choices(problem: Problem) -> Mapping[str, Sequence[int | bool]]:
         "tma": tma,
         "backward_tma": tma,
         "contiguous": (False,) if problem.has_documents else (False, True),
-        "rows_safe": (False, True) if _may_be_safe(problem) else (False,),
-        "prescale": (False, True) if _is_unmodified(problem) else (False,),
+        "rows_safe": (False, True) if softmax and causal and not problem.has_documents else (False,),
+        "prescale": (False, True) if softmax and not problem.has_slopes and not problem.has_logit_bias else (False,),
     }
     if not problem.needs_grad:
         values |= {name: (getattr(default, name),) for name in values if name.startswith("backward_")}
     return values
-
-
-def _may_be_safe(problem: Problem) -> bool:
-    causal = problem.window.left is None and problem.window.right == 0
-    return causal and problem.activation == "softmax" and not problem.has_documents
-
-
-def _is_unmodified(problem: Problem) -> bool:
-    return problem.activation == "softmax" and not problem.has_slopes and not problem.has_logit_bias

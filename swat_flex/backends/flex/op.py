@@ -1,11 +1,9 @@
 """Backend `flex`: SWAT through FlexAttention, lowered by torch.compile to Triton on CUDA and to C++ on a CPU.
 
 Each call is padded to whole tiles, and its lengths to one of a few sizes, so that few programs serve all lengths;
-window, lengths, slopes and document ids enter as tensors and never cause a compilation. For one combination of heads,
-head dimensions, dtype, scale and flags, lengths up to 2^n tokens take at most n − 6 programs on a CPU and 4·(n − 8) on
-CUDA, where padding costs more; with fewer queries than keys, that many for each number of blocks of keys. Batches of
-more than one share a program. A window beyond 2^15 tokens adds one per doubling, a batch of one, a layout,
-requires_grad or a mode of torch another factor.
+window, lengths, slopes and document ids enter as tensors and never cause a compilation; docs/architecture.md says how
+many programs that makes. With fewer queries than keys it is that many for each number of blocks of keys; a window of
+more than 2^15 tokens adds one per doubling, a batch of one, a layout, requires_grad or a mode of torch another factor.
 
 Three paths: an operator on a CPU, which computes in float32 whatever the dtype, forward only, and stays opaque to a
 caller's torch.compile; FlexAttention inside the caller's own graph on CUDA, one graph for all symbolic lengths; and

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kernel = Literal["forward", "query_gradient", "key_gradients"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 Pair = Literal["queries", "keys"]
 
 
@@ -121,15 +122,11 @@ _SMALLEST_FLOAT32 = TritonConfig(16, 16, 4, 1)
 
 
 def runs_on(kernel: Kernel, config: TritonConfig, target: str) -> bool:
-    """Tell whether a kernel supports a configuration on a target; a launch turns unsupported switches off.
+    """Tell whether a kernel supports a configuration on "sm_90", "gfx942", … or "interpreter".
 
-    Triton's specialiser for Hopper takes neither two loops nor operands by pointer: 3.6 and 3.7 stop with an internal
-    error. On Blackwell both kernels of the backward come out with spills or do not compile.
-
-    Args:
-        kernel: which.
-        config: anything.
-        target: "sm_90", "gfx942", …, or "interpreter".
+    A launch turns unsupported switches off. Triton's specialiser for Hopper takes neither two loops nor operands by
+    pointer: 3.6 and 3.7 stop with an internal error. On Blackwell both kernels of the backward come out with spills or
+    do not compile.
     """
     if (config.warp_specialize or config.pair is not None) and kernel != "forward":
         return False
@@ -145,13 +142,7 @@ def shares_reciprocals(kernel: Kernel, config: TritonConfig, padded_dim: int, ta
     It takes a thread's scores in eights, and counts on two columns, the same two of the row eight below, and both
     again eight columns on. So a thread needs eight scores, and a warp 16 columns. Triton lays the warps of chained
     products over the rows where the tile of sums is at least as high as wide, else over the columns; with Hopper's
-    products of four warps over the rows as far as these go.
-
-    Args:
-        kernel: which.
-        config: anything valid.
-        padded_dim: the larger of the padded head dimensions.
-        target: as in `runs_on`.
+    products of four warps over the rows as far as these go. `padded_dim` is the larger of the padded head dimensions.
     """
     rows, columns = config.block_m, config.block_n
     if kernel == "key_gradients":
@@ -164,14 +155,7 @@ def shares_reciprocals(kernel: Kernel, config: TritonConfig, padded_dim: int, ta
 
 
 def configurations(kernel: Kernel, padded_dim: int, itemsize: int, target: str) -> tuple[TritonConfig, ...]:
-    """List what to run, and what to run instead where that does not fit into the device's shared memory.
-
-    Args:
-        kernel: which.
-        padded_dim: the larger of the padded head dimensions.
-        itemsize: bytes per element.
-        target: as in `runs_on`.
-    """
+    """List what to run, and what to run instead where that does not fit into the device's shared memory."""
     width = 64 if padded_dim <= 64 else 128 if padded_dim <= 128 else 256
     if itemsize == 4:
         return _FLOAT32[kernel, width], _SMALLEST_FLOAT32
@@ -221,15 +205,10 @@ class DecodeConfig:
         return powers and self.block_n >= 16 and self.stages >= 1 and (self.splits is None or self.splits >= 1)
 
     def splits_of(self, programs: int, slots: int, multiprocessors: int) -> int:
-        """Number of splits of a launch.
+        """Number of splits of a launch on a ring of `slots`, where one split has `programs` programs.
 
         A copy-bound kernel wants bytes in flight on every multiprocessor: unless told otherwise as many splits as give
         each about four programs, but at least two tiles of keys to a split.
-
-        Args:
-            programs: programs of one split.
-            slots: slots of the ring.
-            multiprocessors: multiprocessors of the device.
         """
         if self.splits is not None:
             return self.splits
@@ -244,13 +223,7 @@ class DecodeConfig:
 
 
 def decode_configurations(rows: int, padded_dim: int, itemsize: int) -> tuple[DecodeConfig, ...]:
-    """List what to run, and what to run instead where that does not fit into the device's shared memory.
-
-    Args:
-        rows: queries in a tile.
-        padded_dim: the larger of the padded head dimensions.
-        itemsize: bytes per element.
-    """
+    """As `configurations`, for tiles of `rows` queries."""
     if itemsize == 4:
         block, stages = 32, 2
     else:

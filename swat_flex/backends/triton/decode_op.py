@@ -8,12 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swat_flex import tuned
 from swat_flex.backends.operator import define_decode, empty_output
 from swat_flex.backends.triton.config import DecodeConfig, compiler_options, decode_configurations, decode_values
 from swat_flex.backends.triton.descriptors import padded
-from swat_flex.backends.triton.launch import FLOAT16_SHIFT, Launch, sigmoid_kind, target_of
-from swat_flex.backends.triton.op import _on
+from swat_flex.backends.triton.launch import (
+    FLOAT16_SHIFT,
+    Launch,
+    candidates,
+    first_fitting,
+    on_device_of,
+    sigmoid_kind,
+    target_of,
+)
 from swat_flex.problem import Problem
 from swat_flex.tuned import Tunable
 
@@ -27,15 +33,10 @@ def row_tile(rows: int) -> int:
     return min(MAX_ROWS, padded(rows))
 
 
-def decode_configuration(problem: Problem) -> DecodeConfig:
-    """Return what a step runs with where nothing was measured.
-
-    Args:
-        problem: T queries (q_len) against the window + T − 1 keys (kv_len) that any of them sees.
-    """
-    rows = row_tile(problem.q_heads // problem.kv_heads * problem.q_len)
-    widest = max(padded(problem.head_dim), padded(problem.value_dim))
-    return decode_configurations(rows, widest, problem.dtype.itemsize)[0]
+def default_configurations(problem: Problem) -> tuple[DecodeConfig, ...]:
+    """List what a step, as `Problem.of_step` describes it, runs with where nothing was measured, the smallest last."""
+    widest = padded(max(problem.head_dim, problem.value_dim))
+    return decode_configurations(row_tile(problem.group * problem.q_len), widest, problem.dtype.itemsize)
 
 
 DECODE: Tunable[DecodeConfig] = Tunable(
@@ -43,27 +44,9 @@ DECODE: Tunable[DecodeConfig] = Tunable(
     config_type=DecodeConfig,
     choices=lambda problem: decode_values(problem.kv_len),
     is_valid=DecodeConfig.is_valid,
-    default=decode_configuration,
+    default=lambda problem: default_configurations(problem)[0],
     files=tuple(Path(__file__).with_name(name) for name in FILES),
 )
-
-
-def _candidates(
-    q: Tensor, keys: Tensor, values: Tensor, slopes: Tensor | None, logit_bias: Tensor | None, window: int
-) -> tuple[DecodeConfig, ...]:
-    """List what was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
-    if (forced := tuned.forced(DECODE)) is not None:
-        return (forced,)
-    winner = tuned.lookup(DECODE, Problem.of_step(q, keys, values, window, slopes, logit_bias))
-    widest = max(padded(q.shape[3]), padded(values.shape[3]))
-    defaults = decode_configurations(_rows(q, keys)[1], widest, q.element_size())
-    return defaults if winner is None else (winner, *defaults)
-
-
-def _rows(q: Tensor, keys: Tensor) -> tuple[int, int]:
-    """Queries that share a key head, and those of them in a tile."""
-    rows = q.shape[1] // keys.shape[1] * q.shape[2]
-    return rows, row_tile(rows)
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -76,18 +59,12 @@ def _decode(
     q: Tensor, keys: Tensor, values: Tensor, length: Tensor, slopes: Tensor | None, logit_bias: Tensor | None,
     window: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    from triton.runtime.errors import OutOfResources
-
     vectors = tuple(None if x is None else x.contiguous() for x in (slopes, logit_bias))
     inputs = (q, keys, values, length.contiguous(), vectors)
-    *larger, smallest = _candidates(q, keys, values, slopes, logit_bias, window)
-    with _on(q):
-        for config in larger:
-            try:
-                return _launch(config, inputs, window, scale)
-            except OutOfResources:
-                continue
-        return _launch(smallest, inputs, window, scale)
+    step = Problem.of_step(q, keys, values, window, slopes, logit_bias)
+    configs = candidates(DECODE, step, default_configurations(step))
+    with on_device_of(q):
+        return first_fitting(configs, lambda config: _launch(config, inputs, window, scale))
 
 
 def _launch(config: DecodeConfig, inputs: tuple[Any, ...], window: int, scale: float) -> Tensor:
@@ -106,10 +83,7 @@ def launches(
     """The output, the launch that computes it or its parts, and the launch that adds these.
 
     Args:
-        config: how the kernel is cut.
         inputs: q, keys, values, length, and (slopes, logit_bias), each `[Hq]` or None.
-        window: keys that a query sees.
-        scale: factor on ⟨q, k⟩.
         target: as in `launch.Launches`.
         multiprocessors: of the device; they decide the number of splits.
     """
@@ -118,7 +92,8 @@ def launches(
     q, keys, values = inputs[:3]
     batch, q_heads, tokens, head_dim = q.shape
     kv_heads, slots, value_dim = keys.shape[1], keys.shape[2], values.shape[3]
-    rows, tile = _rows(q, keys)
+    rows = q_heads // kv_heads * tokens
+    tile = row_tile(rows)
     width, value_width = (head_dim, padded(head_dim)), (value_dim, padded(value_dim))
     out = parts = empty_output(q, value_dim)
     programs = -(-rows // tile) * kv_heads * batch

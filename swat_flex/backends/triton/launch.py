@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from swat_flex import tuned
 from swat_flex.backends.triton.config import (
     Kernel,
     TritonConfig,
@@ -17,6 +20,10 @@ from swat_flex.backends.triton.config import (
 )
 from swat_flex.backends.triton.descriptors import described, padded
 from swat_flex.operands import Operands
+from swat_flex.problem import Problem
+from swat_flex.tuned import Config, Tunable
+
+Result = TypeVar("Result")
 
 FLOAT16_SHIFT = 15  # weights are rounded times 2¹⁵: the largest, 1, stays below float16's 65,504
 
@@ -29,8 +36,10 @@ class Launch(NamedTuple):
     args: tuple[Any, ...]
     options: dict[str, Any]
 
-    def run(self) -> None:
+    def run(self) -> Launch:
+        """Run it and return it."""
         self.kernel[(self.programs,)](*self.args, **self.options)
+        return self
 
 
 class Launches:
@@ -45,38 +54,26 @@ class Launches:
         q, k, v, document_ids = operands.q, operands.k, operands.v, operands.document_ids
         self.q, self.k, self.v = q, k, v
         self.target, self.problem = target, operands.problem()
-        self.batch, self.q_heads, self.q_len, head_dim = q.shape
-        self.kv_heads, self.kv_len, value_dim = k.shape[1], k.shape[2], v.shape[3]
-        self.group = self.q_heads // self.kv_heads
-        self.widths = (head_dim, padded(head_dim)), (value_dim, padded(value_dim))
-        left, right = operands.window.clamped(self.q_len, self.kv_len)
+        of = self.problem
+        left, right = of.window.clamped(of.q_len, of.kv_len)
         # The parts of a distance split by rows and columns would cancel in float32.
         self.both_sides = right > 0 or q.dtype == torch.float32
         per_head = tuple(None if x is None else x.contiguous() for x in (operands.slopes, operands.logit_bias))
         documents = None
         if document_ids is not None:
-            documents = document_ids.contiguous(), self.kv_len if document_ids.dim() == 2 else 0
-        self.shared = (
-            per_head,
-            documents,
-            self.q_len,
-            self.kv_len,
-            left,
-            right,
-            operands.scale,
-            self.q_heads,
-            self.group,
-        )
+            documents = document_ids.contiguous(), of.kv_len if document_ids.dim() == 2 else 0
+        self.shared = per_head, documents, of.q_len, of.kv_len, left, right, operands.scale, of.q_heads, of.group
 
     @property
     def padded_dim(self) -> int:
         """The larger of the padded head dimensions."""
-        return max(padded for _, padded in self.widths)
+        return padded(max(self.problem.head_dim, self.problem.value_dim))
 
     def forward(self, config: TritonConfig, out: Tensor) -> Launch:
         from swat_flex.backends.triton.forward import forward_kernel
 
-        programs = config.forward_programs(self.q_len, self.q_heads, self.group) * self.batch
+        of = self.problem
+        programs = config.forward_programs(of.q_len, of.q_heads, of.group) * of.batch
         return self._launch("forward", config, forward_kernel, programs, (self.q, self.k, self.v, out), ())
 
     def query_gradient(
@@ -84,7 +81,7 @@ class Launches:
     ) -> Launch:
         from swat_flex.backends.triton.backward import query_gradient_kernel
 
-        programs = _blocks(self.q_len, config.block_m) * self.q_heads * self.batch
+        programs = -(-self.problem.q_len // config.block_m) * self.problem.q_heads * self.problem.batch
         tensors, rest = (grad, self.q, self.k, self.v, dq), (partial, dx_scale)
         return self._launch("query_gradient", config, query_gradient_kernel, programs, tensors, rest)
 
@@ -93,7 +90,7 @@ class Launches:
     ) -> Launch:
         from swat_flex.backends.triton.backward import key_gradients_kernel
 
-        programs = _blocks(self.kv_len, config.block_n) * self.kv_heads * self.batch
+        programs = -(-self.problem.kv_len // config.block_n) * self.problem.kv_heads * self.problem.batch
         tensors = (grad, self.q, self.k, self.v, dk, dv)
         return self._launch("key_gradients", config, key_gradients_kernel, programs, tensors, (dx_scale,))
 
@@ -109,15 +106,15 @@ class Launches:
         # Weights are stored as operands by all kernels but that of dq, which needs no shift.
         shift = FLOAT16_SHIFT if self.q.dtype == torch.float16 and name != "query_gradient" else 0
         options = compiler_options(config) | {
-            "WIDTH": self.widths[0],
-            "VALUE_WIDTH": self.widths[1],
+            "WIDTH": (self.problem.head_dim, padded(self.problem.head_dim)),
+            "VALUE_WIDTH": (self.problem.value_dim, padded(self.problem.value_dim)),
             "WAY": (self.problem.has_slopes, self.both_sides, shift, kernel_kind(name, config, self)),
             "BM": config.block_m,
             "BN": config.block_n,
             "STAGES": config.stages,
         }
         if name == "forward":
-            options |= {"SPECIALIZE": config.warp_specialize, "PAIR": config.pairing(self.group)}
+            options |= {"SPECIALIZE": config.warp_specialize, "PAIR": config.pairing(self.problem.group)}
         return Launch(kernel, programs, (*given, *rest, *strides, *self.shared), options)
 
 
@@ -157,5 +154,25 @@ def _strides(x: Tensor) -> tuple[int | None, ...]:
     return strides if 256 * (strides[2] + strides[3]) < 2**31 else (*strides, None)
 
 
-def _blocks(length: int, block: int) -> int:
-    return -(-length // block)
+def candidates(tunable: Tunable[Config], problem: Problem, defaults: tuple[Config, ...]) -> tuple[Config, ...]:
+    """List what was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
+    if (forced := tuned.forced(tunable)) is not None:
+        return (forced,)
+    winner = tuned.lookup(tunable, problem)
+    return defaults if winner is None else (winner, *defaults)
+
+
+def first_fitting(configs: tuple[Config, ...], run: Callable[[Config], Result]) -> Result:
+    """Run with the first configuration that the device has room for; the last is not caught."""
+    from triton.runtime.errors import OutOfResources
+
+    *larger, smallest = configs
+    for config in larger:
+        with contextlib.suppress(OutOfResources):
+            return run(config)
+    return run(smallest)
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

@@ -15,7 +15,6 @@ from swat_flex.backends.triton.launch import Launch, Launches
 from swat_flex.operands import Operands
 from swat_flex.problem import Problem
 
-KERNELS: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
 MULTIPROCESSORS = 132  # of the Hopper GPUs; they decide the number of a decode step's splits
 
 
@@ -25,8 +24,6 @@ def compile_kernel(
     """A kernel as a launch would specialise it for this problem, with its tensors contiguous and aligned.
 
     Args:
-        name: which kernel.
-        problem: what it is compiled for.
         target: "sm_80", "sm_90", "sm_100", "sm_120", "gfx942" or a relative.
         per_head: with the gradients of slopes and logit_bias (query_gradient).
         config: None is what a call would run with.
@@ -55,10 +52,8 @@ def compile_kernel(
 def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None = None) -> Any:
     """The decode kernel as a launch would specialise it for this problem, with its tensors contiguous and aligned.
 
-    Args:
-        problem: `problem.q_len` new tokens against a ring of `problem.kv_len` slots.
-        target: as in `compile_kernel`.
-        config: None is what a step would run with.
+    The step is that of `problem.q_len` new tokens against a ring of `problem.kv_len` slots. `target` and `config` as in
+    `compile_kernel`.
     """
     inputs = (*_inputs(problem), _meta(torch.int64, problem.batch), _vectors(problem))
     window = problem.kv_len - problem.q_len + 1
@@ -69,8 +64,8 @@ def compile_decode(problem: Problem, target: str, *, config: DecodeConfig | None
 
 def offline_configuration(problem: Problem) -> DecodeConfig:
     """Return what a decode step runs with on a GPU with `MULTIPROCESSORS`."""
-    config = decode_op.decode_configuration(problem)
-    rows = problem.q_heads // problem.kv_heads * problem.q_len
+    config = decode_op.DECODE.default(problem)
+    rows = problem.group * problem.q_len
     programs = problem.batch * problem.kv_heads * -(-rows // decode_op.row_tile(rows))
     return replace(config, splits=config.splits_of(programs, problem.kv_len, MULTIPROCESSORS))
 

@@ -7,23 +7,19 @@ and repeats to the bit.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from swat_flex import tuned
-from swat_flex.backends.operator import Gradients, define, empty_output
-from swat_flex.backends.triton.config import VALUES, Kernel, TritonConfig, configurations, promising
+from swat_flex.backends.operator import Gradients, define, empty_output, gradients_like
+from swat_flex.backends.triton.config import KERNELS, VALUES, Kernel, TritonConfig, configurations, promising
 from swat_flex.backends.triton.descriptors import padded
-from swat_flex.backends.triton.launch import Launch, Launches, target_of
+from swat_flex.backends.triton.launch import Launch, Launches, candidates, first_fitting, on_device_of, target_of
 from swat_flex.operands import Operands
-from swat_flex.positions import per_head_dtype
 from swat_flex.problem import Problem
 from swat_flex.tuned import Tunable
 
@@ -58,9 +54,8 @@ def configuration(problem: Problem, target: str | None = None) -> dict[Kernel, T
     """
     if target is None:
         target = target_of(torch.device("cuda")) if torch.cuda.is_available() else "sm_90"
-    widest = max(padded(problem.head_dim), padded(problem.value_dim))
-    kernels: tuple[Kernel, ...] = ("forward", "query_gradient", "key_gradients")
-    return {kernel: configurations(kernel, widest, problem.dtype.itemsize, target)[0] for kernel in kernels}
+    widest = padded(max(problem.head_dim, problem.value_dim))
+    return {kernel: configurations(kernel, widest, problem.dtype.itemsize, target)[0] for kernel in KERNELS}
 
 
 def tunables(problem: Problem) -> tuple[Tunable[TritonConfig], ...]:
@@ -76,7 +71,7 @@ def _tunable(kernel: Kernel, *files: str) -> Tunable[TritonConfig]:
         return configuration(problem)[kernel]
 
     def first(problem: Problem) -> tuple[TritonConfig, ...]:
-        return promising(kernel, max(padded(problem.head_dim), padded(problem.value_dim)), problem.dtype.itemsize)
+        return promising(kernel, padded(max(problem.head_dim, problem.value_dim)), problem.dtype.itemsize)
 
     folder = Path(__file__).parent
     return Tunable(
@@ -99,34 +94,14 @@ TUNABLES: dict[Kernel, Tunable[TritonConfig]] = {
 
 def _run(name: Kernel, launches: Launches, launch: Callable[[TritonConfig], Launch]) -> Launch:
     """Run a kernel with the first configuration that the device has room for, and return what ran."""
-    from triton.runtime.errors import OutOfResources
-
-    candidates = _candidates(name, launches)
-    for config in candidates:
-        made = launch(config)
-        try:
-            made.run()
-        except OutOfResources:
-            if config is candidates[-1]:
-                raise
-        else:
-            break
-    return made
-
-
-def _candidates(name: Kernel, launches: Launches) -> tuple[TritonConfig, ...]:
-    """List what was measured fastest, then the defaults; the one in force alone, which must not be replaced."""
-    tunable = TUNABLES[name]
-    if (forced := tuned.forced(tunable)) is not None:
-        return (forced,)
-    winner = tuned.lookup(tunable, launches.problem)
-    defaults = configurations(name, launches.padded_dim, launches.problem.dtype.itemsize, launches.target)
-    return defaults if winner is None else (winner, *defaults)
+    problem = launches.problem
+    defaults = configurations(name, launches.padded_dim, problem.dtype.itemsize, launches.target)
+    return first_fitting(candidates(TUNABLES[name], problem, defaults), lambda config: launch(config).run())
 
 
 def _forward(operands: Operands) -> Tensor:
     launches, out = Launches(operands, target_of(operands.q.device)), empty_output(operands.q, operands.v.shape[3])
-    with _on(out):
+    with on_device_of(out):
         _run("forward", launches, lambda config: launches.forward(config, out))
     return out
 
@@ -134,18 +109,18 @@ def _forward(operands: Operands) -> Tensor:
 def _backward(grad: Tensor, operands: Operands, per_head: bool) -> Gradients:
     q, k, v = operands.q, operands.k, operands.v
     launches = Launches(operands, target_of(q.device))
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv, d_per_head = gradients_like(q, k, v)
     batch, q_heads, q_len, _ = q.shape
     up = _logit_gradient_scale(grad, v) if q.dtype == torch.float16 else None
     partial = None
     if per_head:
         programs = batch * q_heads * -(-q_len // 16)  # no configuration has smaller blocks
         partial = torch.zeros(2 * programs, dtype=torch.float32, device=q.device)
-    with _on(q):
+    with on_device_of(q):
         ran = _run("query_gradient", launches, lambda c: launches.query_gradient(c, grad, up, dq, partial))
         _run("key_gradients", launches, lambda c: launches.key_gradients(c, grad, up, dk, dv))
     if partial is None:
-        return dq, dk, dv, torch.zeros(2, q_heads, dtype=per_head_dtype(q), device=q.device)
+        return dq, dk, dv, d_per_head.zero_()
     return dq, dk, dv, partial[: 2 * ran.programs].view(2, batch, q_heads, -1).sum((1, 3))
 
 
@@ -156,11 +131,6 @@ def _logit_gradient_scale(grad: Tensor, v: Tensor) -> Tensor:
     """
     longest = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax() for x in (grad, v)]
     return torch.exp2((17 - torch.log2(longest[0] * longest[1])).floor().clamp(-60, 60)).reshape(1)
-
-
-def _on(x: Tensor) -> Any:
-    """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
 swat = define("triton", _forward, _backward)

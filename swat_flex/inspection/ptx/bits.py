@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import FLOATS, RAW, TYPES, Array, Mask, flushed, widened, width
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step, plain
 
 _COMPARE = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
@@ -30,13 +30,11 @@ def _move(site: Site) -> Step:
                 write(parts[:, n], m)
 
         return unpack
-    write = site.sink(to, kind)
     if of.startswith("{"):
-        names = site.vector(of)
+        names, write = site.vector(of), site.sink(to, kind)
         pieces = [site.source(name, f"b{8 * width(kind) // len(names)}") for name in names]
         return lambda m: write(np.stack(pieces, 1).view(TYPES[kind])[:, 0], m)
-    x = site.source(of, kind)
-    return lambda m: write(x, m)
+    return site.computed(lambda x: x, kind, kind)
 
 
 def _to_address(site: Site) -> Step:
@@ -44,15 +42,7 @@ def _to_address(site: Site) -> Step:
     kind = site.kind()
     site.take("to")
     site.need("global", "shared", "param")
-    write, x = site.sink(site.operands[0], kind), site.source(site.operands[1], kind)
-    return lambda m: write(x, m)
-
-
-def _select(site: Site) -> Step:
-    kind = site.kind()
-    write, a, b = site.sink(site.operands[0], kind), *(site.source(x, kind) for x in site.operands[1:3])
-    p = site.source(site.operands[3], "pred")
-    return lambda m: write(np.where(p, a, b), m)
+    return site.computed(lambda x: x, kind, kind)
 
 
 def _comparison(name: str, kind: str) -> Callable[[Array, Array], Array]:
@@ -74,12 +64,9 @@ def _set_predicate(site: Site) -> Step:
     compare = _comparison(site.need(*_COMPARE, *unordered), kind)
     ftz = site.take("ftz") is not None
     joined = site.take(*_LOGIC)
-    targets = [name.strip() for name in site.operands[0].split("|")]
-    writes = [site.sink(name, "pred") for name in targets]
+    writes = [site.sink(name.strip(), "pred") for name in site.operands[0].split("|")]
     a, b = (site.source(x, kind) for x in site.operands[1:3])
     other = site.predicate(site.operands[3]) if joined else None
-    if kind not in FLOATS and not ftz and not joined and len(writes) == 1:
-        return lambda m: writes[0](compare(a, b), m)
 
     def numbers(x: Array) -> Array:
         x = widened(x) if kind == "bf16" else x
@@ -87,134 +74,61 @@ def _set_predicate(site: Site) -> Step:
 
     def run(m: Mask) -> None:
         p = compare(numbers(a), numbers(b))
-        q = ~p
-        if joined and other is not None:
-            p, q = _LOGIC[joined](p, other()), _LOGIC[joined](q, other())
-        for write, value in zip(writes, (p, q), strict=False):
-            write(value, m)
+        for write, value in zip(writes, (p, ~p), strict=False):
+            write(_LOGIC[joined](value, other()) if joined and other else value, m)
 
     return run
 
 
-def _logic(function: np.ufunc) -> Callable[[Site], Step]:
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        to, write = site.view(site.operands[0], kind), site.sink(site.operands[0], kind)
-        given = [site.source(x, kind) for x in site.operands[1:]]
-
-        def run(m: Mask) -> None:
-            if m is None:
-                function(*given, out=to)
-            else:
-                write(function(*given), m)
-
-        return run
-
-    return build
-
-
-def _shift(left: bool) -> Callable[[Site], Step]:
+def _shifted(function: np.ufunc, a: Array, by: Array) -> Array:
     """Amounts of the width and beyond leave 0, or the sign."""
-    function = np.left_shift if left else np.right_shift
-
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        bits, signed = 8 * width(kind), kind[0] == "s"
-        write, a = site.sink(site.operands[0], kind), site.source(site.operands[1], kind)
-        by = site.source(site.operands[2], "u32")
-
-        def run(m: Mask) -> None:
-            y = function(a, np.minimum(by, bits - 1).astype(a.dtype))
-            if not signed:
-                y = np.where(by >= bits, a.dtype.type(0), y)
-            write(y, m)
-
-        return run
-
-    return build
+    bits = 8 * a.itemsize
+    y: Array = function(a, np.minimum(by, bits - 1).astype(a.dtype))
+    return y if a.dtype.kind == "i" else np.where(by >= bits, a.dtype.type(0), y)
 
 
-def _extract(site: Site) -> Step:
+def _extracted(a: Array, position: Array, length: Array) -> Array:
     """bfe: a field of bits, with the sign of its highest for signed types; bits beyond the register are the sign."""
-    kind = site.kind()
-    bits, signed = int(kind[1:]), kind[0] == "s"
-    write, a = site.sink(site.operands[0], kind), site.source(site.operands[1], kind)
-    position, length = (site.source(x, "u32") for x in site.operands[2:])
-
-    def run(m: Mask) -> None:
-        first, count = (position & 255).astype(np.int64), (length & 255).astype(np.int64)
-        shifted = np.right_shift(a, np.minimum(first, bits - 1).astype(a.dtype))
-        shifted = shifted if signed else np.where(first >= bits, a.dtype.type(0), shifted)
-        rest = np.clip(bits - count, 0, bits - 1).astype(a.dtype)
-        y = np.right_shift(np.left_shift(shifted, rest), rest)
-        write(np.where(count == 0, a.dtype.type(0), y), m)
-
-    return run
+    bits, first, count = 8 * a.itemsize, position & 255, (length & 255).astype(np.int64)
+    rest = np.clip(bits - count, 0, bits - 1).astype(a.dtype)
+    field = np.right_shift(np.left_shift(_shifted(np.right_shift, a, first), rest), rest)
+    y: Array = np.where(count == 0, a.dtype.type(0), field)
+    return y
 
 
-def _insert(site: Site) -> Step:
-    kind = site.kind()
-    bits = int(kind[1:])
-    write, a, b = site.sink(site.operands[0], kind), *(site.source(x, kind) for x in site.operands[1:3])
-    position, length = (site.source(x, "u32") for x in site.operands[3:])
-
-    def run(m: Mask) -> None:
-        first, count = (position & 255).astype(np.int64), (length & 255).astype(np.int64)
-        whole = np.minimum(count, bits)
-        field = np.where(whole == 0, 0, ~np.uint64(0) >> (64 - np.maximum(whole, 1)).astype(np.uint64)).astype(
-            np.uint64
-        )
-        at = np.minimum(first, 63).astype(np.uint64)
-        field, moved = np.where(first < bits, field << at, 0), a.astype(np.uint64) << at
-        write(((b & ~field) | (moved & field)).astype(a.dtype), m)
-
-    return run
+def _inserted(a: Array, b: Array, position: Array, length: Array) -> Array:
+    """bfi: b with its bits from `position` on replaced by the lowest `length` of a."""
+    bits, first, count = 8 * a.itemsize, position & 255, length & 255
+    ones = ~np.uint64(0) >> (64 - np.clip(count, 1, bits)).astype(np.uint64)
+    at = np.minimum(first, 63).astype(np.uint64)
+    field = np.where((count > 0) & (first < bits), ones << at, np.uint64(0))
+    y: Array = (b & ~field) | ((a.astype(np.uint64) << at) & field)
+    return y.astype(a.dtype)
 
 
 def _lop3(site: Site) -> Step:
-    kind = site.kind()
-    write, given = site.sink(site.operands[0], kind), [site.source(x, kind) for x in site.operands[1:4]]
-    table = int(site.operands[4], 0)
+    kind, table = site.kind(), int(site.operands[4], 0)
 
-    def run(m: Mask) -> None:
+    def combined(*given: Array) -> Array:
         y = np.zeros_like(given[0])
         for k in range(8):
             if table >> k & 1:
                 a, b, c = (x if k >> s & 1 else ~x for x, s in zip(given, (2, 1, 0), strict=True))
                 y |= a & b & c
-        write(y, m)
+        return y
 
-    return run
+    return site.computed(combined, kind, kind, kind, kind)
 
 
-def _permute(site: Site) -> Step:
+def _permuted(a: Array, b: Array, c: Array) -> Array:
     """prmt without a mode: each nibble of c picks a byte of {b, a}; its highest bit asks for that byte's sign."""
-    kind = site.kind()
-    if kind != "b32":
-        raise Fault(f"is not known for {kind}")
-    write, (a, b, c) = site.sink(site.operands[0], kind), [site.source(x, kind) for x in site.operands[1:4]]
-
-    def run(m: Mask) -> None:
-        pool, lane = np.stack([a, b], 1).view(np.uint8), np.arange(len(a))
-        y = np.empty((len(a), 4), np.uint8)
-        for k in range(4):
-            picked = (c >> np.uint32(4 * k)) & np.uint32(15)
-            byte = pool[lane, picked & 7]
-            y[:, k] = np.where(picked & 8, np.where(byte & 128, np.uint8(255), np.uint8(0)), byte)
-        write(y.view(np.uint32)[:, 0], m)
-
-    return run
-
-
-def _count(function: Callable[[Array], Array]) -> Callable[[Site], Step]:
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        if kind != "b32":
-            raise Fault(f"is not known for {kind}")
-        write, a = site.sink(site.operands[0], "b32"), site.source(site.operands[1], kind)
-        return lambda m: write(function(a), m)
-
-    return build
+    pool, lane = np.stack([a, b], 1).view(np.uint8), np.arange(len(a))
+    y = np.empty((len(a), 4), np.uint8)
+    for k in range(4):
+        picked = (c >> np.uint32(4 * k)) & np.uint32(15)
+        byte = pool[lane, picked & 7]
+        y[:, k] = np.where(picked & 8, np.where(byte & 128, np.uint8(255), np.uint8(0)), byte)
+    return y.view(np.uint32)[:, 0]
 
 
 def _leading_zeros(x: Array) -> Array:
@@ -227,21 +141,21 @@ def _ones(x: Array) -> Array:
     return ones
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {
+BUILDERS: dict[str, Builder] = {
     "mov": _move,
     "cvta": _to_address,
-    "selp": _select,
+    "selp": plain(lambda a, b, p: np.where(p, a, b), 2, "pred"),
     "setp": _set_predicate,
-    "and": _logic(np.bitwise_and),
-    "or": _logic(np.bitwise_or),
-    "xor": _logic(np.bitwise_xor),
-    "not": _logic(np.invert),
-    "shl": _shift(True),
-    "shr": _shift(False),
-    "bfe": _extract,
-    "bfi": _insert,
+    "and": plain(np.bitwise_and, 2),
+    "or": plain(np.bitwise_or, 2),
+    "xor": plain(np.bitwise_xor, 2),
+    "not": plain(np.invert, 1),
+    "shl": plain(partial(_shifted, np.left_shift), 1, "u32"),
+    "shr": plain(partial(_shifted, np.right_shift), 1, "u32"),
+    "bfe": plain(_extracted, 1, "u32", "u32"),
+    "bfi": plain(_inserted, 2, "u32", "u32"),
     "lop3": _lop3,
-    "prmt": _permute,
-    "clz": _count(_leading_zeros),
-    "popc": _count(_ones),
+    "prmt": plain(_permuted, 3, known=("b32",)),
+    "clz": plain(_leading_zeros, 1, known=("b32",)),
+    "popc": plain(_ones, 1, known=("b32",)),
 }

@@ -12,7 +12,6 @@ from swat_flex.inspection.ptx.formats import (
     RAW,
     TYPES,
     Array,
-    Mask,
     bfloat16,
     flushed,
     in_float64,
@@ -23,7 +22,7 @@ from swat_flex.inspection.ptx.formats import (
     widened,
     width,
 )
-from swat_flex.inspection.ptx.site import Site, Step, Write
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 _TO_WHOLE: dict[str, Callable[[Array], Array]] = {
     "rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil,
@@ -34,22 +33,27 @@ def _convert(site: Site) -> Step:
     of, to = site.kind(), site.kind()
     if to in ("bf16x2", "f16x2") and of == "f32":
         return _pack(site, to)
-    read, write = _narrow_source(site, of), _wide_sink(site, to)
+    read, write = _narrow_source(site, of), site.wide_sink(site.operands[0], to)
+    converted = _conversion(site, of, to)
+    return lambda m: write(converted(read()), m)
+
+
+def _conversion(site: Site, of: str, to: str) -> Callable[[Array], Array]:
     if is_integer(of) and is_integer(to):
-        return _integers(site, read, write, of, to)
+        return _between_integers(site, of, to)
     if of in FLOATS and is_integer(to):
-        return _to_integer(site, read, write, of, to)
+        return _to_integer(site, of, to)
     if is_integer(of) and to in FLOATS:
         mode = site.need("rn", "rz", "rm", "rp")
         if to == "f32" and mode == "rn":
-            return lambda m: write(read().astype(np.float32), m)
+            return lambda x: x.astype(np.float32)
         if width(of) == 8 or to == "bf16":
             raise Fault(f"is not known from {of} to {to} with {mode}")
-        return lambda m: write(out_of_float64(read().astype(np.float64), to, mode), m)
+        return lambda x: out_of_float64(x.astype(np.float64), to, mode)
     if of == "f32" and to == "tf32":
         site.need("rna")
-        return lambda m: write(to_tf32(read()), m)
-    return _reals(site, read, write, of, to)
+        return to_tf32
+    return _between_reals(site, of, to)
 
 
 def _narrow_source(site: Site, kind: str) -> Callable[[], Array]:
@@ -64,59 +68,44 @@ def _narrow_source(site: Site, kind: str) -> Callable[[], Array]:
     return lambda: wide.astype(raw).view(TYPES[kind])
 
 
-def _wide_sink(site: Site, kind: str) -> Write:
-    """Write values of `kind` to a register, which may be wider: integers are extended by sign or by zeros."""
-    text = site.operands[0]
-    size = site.register(text).itemsize
-    if size == width(kind):
-        return site.sink(text, kind)
-    if size < width(kind) or not is_integer(kind):
-        raise Fault(f"writes {kind} to {text}, a register of {8 * size} bits")
-    return site.sink(text, f"{'s' if kind[0] == 's' else 'u'}{8 * size}")
-
-
 def _pack(site: Site, to: str) -> Step:
     """Two float32 in one register, the first operand in the upper half."""
     site.need("rn")
     relu = site.take("relu") is not None
-    write = site.sink(site.operands[0], "b32")
-    high, low = (site.source(x, "f32") for x in site.operands[1:3])
 
     def half(x: Array) -> Array:
         x = np.where(x < 0, np.float32(0), x) if relu else x
         return (bfloat16(x) if to == "bf16x2" else x.astype(np.float16).view(np.uint16)).astype(np.uint32)
 
-    return lambda m: write(half(low) | (half(high) << np.uint32(16)), m)
+    return site.computed(lambda high, low: half(low) | (half(high) << np.uint32(16)), "b32", "f32", "f32")
 
 
-def _integers(site: Site, read: Callable[[], Array], write: Write, of: str, to: str) -> Step:
+def _between_integers(site: Site, of: str, to: str) -> Callable[[Array], Array]:
     if site.take("sat") is None:
-        return lambda m: write(read().astype(TYPES[to]), m)
+        return lambda x: x.astype(TYPES[to])
     info = np.iinfo(TYPES[to])
     if width(of) == 8:
         raise Fault(f"is not known from {of} to {to} with sat")
-    return lambda m: write(np.clip(read().astype(np.int64), info.min, info.max).astype(TYPES[to]), m)
+    return lambda x: np.clip(x.astype(np.int64), info.min, info.max).astype(TYPES[to])
 
 
-def _to_integer(site: Site, read: Callable[[], Array], write: Write, of: str, to: str) -> Step:
+def _to_integer(site: Site, of: str, to: str) -> Callable[[Array], Array]:
     """Out of range the nearest integer there is, for NaN 0."""
     rounding = _TO_WHOLE[site.need(*_TO_WHOLE)]
     ftz = site.take("ftz") is not None
     site.take("sat")  # integers are saturated anyway
     info = np.iinfo(TYPES[to])
 
-    def run(m: Mask) -> None:
-        x = rounding(in_float64(flushed(read()) if ftz else read(), of))
-        inside = np.where(np.isnan(x) | (x >= float(info.max)) | (x <= float(info.min)), 0, x).astype(TYPES[to])
-        y = np.where(
-            x >= float(info.max), TYPES[to](info.max), np.where(x <= float(info.min), TYPES[to](info.min), inside)
-        )
-        write(y, m)
+    def converted(x: Array) -> Array:
+        x = rounding(in_float64(flushed(x) if ftz else x, of))
+        high, low = x >= float(info.max), x <= float(info.min)
+        inside = np.where(np.isnan(x) | high | low, 0, x).astype(TYPES[to])
+        return np.where(high, TYPES[to](info.max), np.where(low, TYPES[to](info.min), inside))
 
-    return run
+    return converted
 
 
-def _reals(site: Site, read: Callable[[], Array], write: Write, of: str, to: str) -> Step:
+def _between_reals(site: Site, of: str, to: str) -> Callable[[Array], Array]:
     if of not in FLOATS or to not in FLOATS:
         raise Fault(f"is not known from {of} to {to}")
     whole = site.take(*_TO_WHOLE)
@@ -129,8 +118,8 @@ def _reals(site: Site, read: Callable[[], Array], write: Write, of: str, to: str
     if to == "bf16" and (sat or whole):
         raise Fault("is not known to bfloat16 with such a modifier")
 
-    def run(m: Mask) -> None:
-        x = flushed(read()) if ftz and of == "f32" else read()
+    def converted(x: Array) -> Array:
+        x = flushed(x) if ftz and of == "f32" else x
         if of == "bf16" and to == "f32":
             x = widened(x)
         elif of == "f32" and to == "bf16":
@@ -139,9 +128,9 @@ def _reals(site: Site, read: Callable[[], Array], write: Write, of: str, to: str
             x = out_of_float64(in_float64(x, of), to, mode or "rn")
         x = _TO_WHOLE[whole](x) if whole else x
         x = flushed(x) if ftz and to == "f32" else x
-        write(saturated(x) if sat else x, m)
+        return saturated(x) if sat else x
 
-    return run
+    return converted
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"cvt": _convert}
+BUILDERS: dict[str, Builder] = {"cvt": _convert}

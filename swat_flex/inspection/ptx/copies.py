@@ -6,7 +6,6 @@ Bytes land as late as the program allows: when a thread waits for them. Until th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from swat_flex.inspection.ptx.formats import Array, Mask
 from swat_flex.inspection.ptx.mbarrier import MOST, Barrier
 from swat_flex.inspection.ptx.memory import TensorMap
 from swat_flex.inspection.ptx.parser import split
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
@@ -58,13 +57,10 @@ class Copies:
             done = on[copy.lanes]
             if keep is not None:
                 done = done & (copy.group < self.committed[copy.lanes] - keep)
-            if done.all():
-                self.machine.shared.land(copy.pieces, copy.values, copy.lanes)
-            elif done.any():
+            if done.any():
                 self.machine.shared.land(copy.pieces[done], copy.values[done], copy.lanes[done])
+            if not done.all():
                 left.append(_Copy(*(x[~done] for x in (copy.lanes, copy.pieces, copy.values, copy.group))))
-            else:
-                left.append(copy)
         self.flying = left
 
     def barrier(self, lane: int, address: int) -> Barrier:
@@ -203,4 +199,4 @@ def _tensor_copy(site: Site) -> Step:
     return run
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"cp": _copy}
+BUILDERS: dict[str, Builder] = {"cp": _copy}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from swat_flex.inspection.ptx.formats import Array
     from swat_flex.inspection.ptx.parser import Instruction
 
 
@@ -47,3 +48,10 @@ class Fault(Exception):
             source = f", {self.instruction.source}" if self.instruction.source else ""
             words += f"\n  PTX line {self.instruction.line}{source}: {self.instruction.text[:160]}"
         return words
+
+
+def refuse(wrong: Array, what: str, lanes: Array, address: Array) -> None:
+    """Raise a fault for the first of some lanes' accesses that is wrong, if any is."""
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise Fault(what, lane=int(lanes[at]), address=int(address[at]))

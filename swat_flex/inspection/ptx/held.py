@@ -126,10 +126,6 @@ class Held:
         self.written[:, groups], self.begun[groups] = False, True
         self.chain[:, groups] = np.where(self.sums[:, groups] < 0, -1, self.chain[:, groups])
 
-    def commit(self, groups: Array) -> None:
-        """Close a group of products."""
-        self.begun[groups] = False
-
     def release(self, limit: Array) -> None:
         """Let go what belongs to groups below each warpgroup's limit."""
         for table in (self.sums, self.reads):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
-from swat_flex.inspection.ptx.formats import RAW, TYPES, Array, Mask, width
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.formats import RAW, TYPES, Mask, width
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 # How long caches should keep what is touched, and who sees it when; neither changes a result here.
 _HINTS = (
@@ -23,67 +21,47 @@ def _take_hints(site: Site) -> None:
         pass
 
 
-def spread(values: Array, m: Mask, lanes: Array, total: int) -> Array:
-    """Values of the lanes that run, in an array over all lanes."""
-    if m is None:
-        return values
-    whole = np.zeros(total, values.dtype)
-    whole[lanes] = values
-    return whole
+def _elements(site: Site, text: str) -> list[str]:
+    """Take the modifiers of a load or store, and return the elements of its vector, which they count."""
+    _take_hints(site)
+    count, names = int((site.take("v2", "v4", "v8") or "v1")[1]), site.vector(text)
+    if count != len(names):
+        raise Fault(f"expects {count} registers")
+    return names
 
 
 def _load(site: Site) -> Step:
     kind, space = site.kind(), site.need("param", "global", *SHARED)
-    names = site.vector(site.operands[0])
+    if kind[0] != "s":
+        kind = f"b{8 * width(kind)}"  # bits as they are
     if space == "param":
         return _load_parameter(site, kind)
-    _take_hints(site)
-    count = {None: 1, "v2": 2, "v4": 4, "v8": 8}[site.take("v2", "v4", "v8")]
-    if count != len(names):
-        raise Fault(f"expects {count} registers")
-    machine, size = site.machine, width(kind) * count
-    registers = [site.register(name) if name != "_" else None for name in names]
-    writes = [
-        site.sink(name, "_" if r is None else f"b{8 * r.itemsize}") for name, r in zip(names, registers, strict=True)
-    ]
-    at = site.address(site.operands[1])
-    shape = TYPES[kind] if kind[0] == "s" else RAW[width(kind)]
+    names = _elements(site, site.operands[0])
+    machine, size = site.machine, width(kind) * len(names)
+    writes, at = [site.wide_sink(name, kind) for name in names], site.address(site.operands[1])
 
     def run(m: Mask) -> None:
         lanes = machine.lanes_of(m)
         address = at(None if m is None else lanes)
         memory = machine.memory if space == "global" else machine.shared
-        found = memory.read(address, size, lanes).view(shape)
-        for n, (register, write) in enumerate(zip(registers, writes, strict=True)):
-            if register is not None:
-                value = found[:, n].astype(f"i{register.itemsize}" if kind[0] == "s" else f"u{register.itemsize}")
-                write(spread(value, m, lanes, machine.lanes), m)
+        found = memory.read(address, size, lanes).view(TYPES[kind])
+        for write, value in zip(writes, found.T, strict=True):
+            write(machine.spread(value, m), m)
 
     return run
 
 
 def _load_parameter(site: Site, kind: str) -> Step:
     name = site.operands[1].strip("[] ")
-    machine, to = site.machine, site.register(site.operands[0])
-    write = site.sink(site.operands[0], f"b{8 * to.itemsize}")
+    machine, write = site.machine, site.wide_sink(site.operands[0], kind)
     if name not in machine.arguments:
         raise Fault(f"loads a parameter that is not known: {name}")
-    extended = f"i{to.itemsize}" if kind[0] == "s" else f"u{to.itemsize}"
-
-    def run(m: Mask) -> None:
-        value = machine.arguments[name].view(TYPES[kind] if kind[0] == "s" else RAW[width(kind)])[:1].astype(extended)
-        write(value.view(f"u{to.itemsize}"), m)
-
-    return run
+    return lambda m: write(machine.arguments[name].view(TYPES[kind])[:1], m)
 
 
 def _store(site: Site) -> Step:
     kind, space = site.kind(), site.need("global", *SHARED)
-    _take_hints(site)
-    names = site.vector(site.operands[1])
-    count = {None: 1, "v2": 2, "v4": 4, "v8": 8}[site.take("v2", "v4", "v8")]
-    if count != len(names):
-        raise Fault(f"expects {count} registers")
+    names = _elements(site, site.operands[1])
     values = [site.register(x) if x in site.instruction.scope else site.source(x, kind) for x in names]
     if any(x.itemsize < width(kind) for x in values):
         raise Fault(f"takes a register of less than {8 * width(kind)} bits")
@@ -99,50 +77,43 @@ def _store(site: Site) -> Step:
     return run
 
 
-def _add_atomically(returns: bool) -> Callable[[Site], Step]:
-    """Additions run in the order of the threads; hardware promises none."""
+def _add_atomically(site: Site) -> Step:
+    """atom and red, which returns nothing. Additions run in the order of the threads; hardware promises none."""
+    kind = site.kind("f32", "u32", "s32", "u64")
+    site.need("global")
+    site.take("acq_rel")
+    _take_hints(site)
+    site.need("add")
+    site.take("v2", "v4")
+    returns = site.name == "atom"
+    to, *rest = site.operands if returns else ("_", *site.operands)
+    at, values = site.address(rest[0]), [site.source(x, kind) for x in site.vector(rest[1])]
+    writes = [site.sink(x, kind) for x in site.vector(to)] if returns else []
+    machine = site.machine
 
-    def build(site: Site) -> Step:
-        kind = site.kind()
-        site.need("global")
-        site.take("acq_rel")
-        _take_hints(site)
-        site.need("add")
-        if kind not in ("f32", "u32", "s32", "u64"):
-            raise Fault(f"is not known for {kind}")
-        site.take("v2", "v4")
-        to, *rest = site.operands if returns else ("_", *site.operands)
-        at, values = site.address(rest[0]), [site.source(x, kind) for x in site.vector(rest[1])]
-        writes = [site.sink(x, kind) for x in site.vector(to)] if returns else []
-        machine = site.machine
+    def run(m: Mask) -> None:
+        lanes = machine.lanes_of(m)
+        address = at(lanes)
+        for n, x in enumerate(values):
+            old = machine.memory.update(address + n * x.itemsize, x[lanes], lanes)
+            if returns:
+                writes[n](machine.spread(old, m), m)
 
-        def run(m: Mask) -> None:
-            lanes = machine.lanes_of(m)
-            address = at(lanes)
-            for n, x in enumerate(values):
-                old = machine.memory.update(address + n * x.itemsize, x[lanes], lanes)
-                if returns:
-                    writes[n](spread(old, m, lanes, machine.lanes), m)
-
-        return run
-
-    return build
+    return run
 
 
 def _create_policy(site: Site) -> Step:
     """createpolicy.fractional: how long the second-level cache should keep something; any number will do."""
-    if site.kind() != "b64":
-        raise Fault("is known for b64 alone")
+    site.kind("b64")
     site.need("fractional")
     site.need("L2:evict_last", "L2:evict_first", "L2:evict_normal", "L2:evict_unchanged")
-    write = site.sink(site.operands[0], "b64")
-    return lambda m: write(0, m)
+    return site.computed(lambda: 0, "b64")
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {
+BUILDERS: dict[str, Builder] = {
     "createpolicy": _create_policy,
     "ld": _load,
     "st": _store,
-    "atom": _add_atomically(True),
-    "red": _add_atomically(False),
+    "atom": _add_atomically,
+    "red": _add_atomically,
 }

@@ -63,18 +63,11 @@ class Machine:
         self._built: dict[int, list[Step]] = {}
 
     def _special(self) -> dict[str, Array]:
-        ones = np.ones(self.lanes, np.uint32)
-        found = {"%laneid": self.thread_of % 32, "%warpid": self.warp_of, "%tid.x": self.thread_of}
-        found |= {
-            "%tid.y": 0 * ones,
-            "%tid.z": 0 * ones,
-            "%ntid.x": ones * self.threads,
-            "%ntid.y": ones,
-            "%ntid.z": ones,
-        }
-        found |= {f"%nctaid.{axis}": ones * n for axis, n in zip("xyz", self.grid, strict=True)}
-        found |= {f"%ctaid.{axis}": 0 * ones for axis in "xyz"}
-        return {name: x.astype(np.uint32) for name, x in found.items()}
+        found: dict[str, Any] = {"%laneid": self.thread_of % 32, "%warpid": self.warp_of, "%tid.x": self.thread_of}
+        found |= dict.fromkeys(("%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z"), 0)
+        found |= {"%ntid.x": self.threads, "%ntid.y": 1, "%ntid.z": 1}
+        found |= {f"%nctaid.{axis}": n for axis, n in zip("xyz", self.grid, strict=True)}
+        return {name: np.full(self.lanes, x, np.uint32) for name, x in found.items()}
 
     def give(self, parameter: Parameter, value: float) -> None:
         """Set a parameter of the kernel; of one that is a descriptor `value` is the address."""
@@ -92,16 +85,20 @@ class Machine:
             self._constants[key] = made
         return self._constants[key]
 
+    def spread(self, values: Array, m: Mask) -> Array:
+        """Return values of the lanes that run in an array over all lanes."""
+        if m is None:
+            return values
+        whole = np.zeros(self.lanes, values.dtype)
+        whole[m] = values
+        return whole
+
     def lanes_of(self, m: Mask) -> Array:
         """Return the numbers of the lanes that run."""
         return self.everyone if m is None else np.flatnonzero(m)
 
-    def warps_of(self, m: Mask) -> Array:
-        """Return the numbers of the warps that run, which must be whole."""
-        return self.groups_of(m, 32)
-
-    def groups_of(self, m: Mask, size: int) -> Array:
-        """Return the numbers of the groups of `size` neighbouring lanes that run, which must be whole."""
+    def groups_of(self, m: Mask, size: int = 32) -> Array:
+        """Return the numbers of the groups of `size` neighbouring lanes that run, warps by default: all run or none."""
         if m is None:
             return np.arange(self.lanes // size)
         by_group = m.reshape(-1, size)
@@ -203,14 +200,13 @@ class Machine:
     def _follow(self, at: int, mask: Array, waiting: dict[int, Array], parked: dict[int, Array]) -> None:
         """Send the threads that ran a basic block where they go from there."""
         block = self.program.blocks[at]
-        end, taken, left = block.end, mask, np.zeros_like(mask)
-        if end is not None and end.guard is not None:
-            p = self.registers[end.scope[end.guard]]
-            taken = mask & (~p if end.negated else p)
-            left = mask & ~taken
+        end, taken = block.end, mask
         if end is None:
             self._send(at + 1, mask, waiting)
             return
+        if end.guard is not None:
+            p = self.registers[end.scope[end.guard]]
+            taken = mask & (~p if end.negated else p)
         name = end.opcode.split(".")[0]
         if name == "bra" and block.target is not None and end.opcode in ("bra", "bra.uni"):
             self._send(block.target, taken, waiting)
@@ -220,19 +216,15 @@ class Machine:
             self._send(at + 1, taken, parked)
         else:
             raise Fault("is an instruction that is not known").place(end)
-        self._send(at + 1, left, waiting)
+        self._send(at + 1, mask & ~taken, waiting)
 
     def _send(self, to: int, who: Array, where: dict[int, Array]) -> None:
         if not who.any():
             return
-        if to >= len(self.program.blocks) or (to == len(self.program.blocks) - 1 and not self._has_code(to)):
+        if to == len(self.program.blocks):
             self._alive &= ~who
         else:
             where[to] = where[to] | who if to in where else who
-
-    def _has_code(self, at: int) -> bool:
-        block = self.program.blocks[at]
-        return bool(block.instructions or block.end)
 
     def _release(self, waiting: dict[int, Array], parked: dict[int, Array]) -> None:
         """Let those thread blocks go on whose threads are all at a barrier."""
@@ -242,7 +234,7 @@ class Machine:
         met = (there | ~self._alive).reshape(self.blocks, -1).all(1) & there.reshape(self.blocks, -1).any(1)
         if not met.any():
             return
-        self.shared.barrier(np.flatnonzero(met))
+        self.shared.epoch[met] += 1
         free = np.repeat(met, self.threads)
         for at in list(parked):
             who = parked.pop(at)

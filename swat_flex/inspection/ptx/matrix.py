@@ -12,8 +12,8 @@ import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask, widened
-from swat_flex.inspection.ptx.loads import SHARED, spread
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.loads import SHARED
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 
 def halves(x: Array, kind: str) -> Array:
@@ -23,8 +23,7 @@ def halves(x: Array, kind: str) -> Array:
 
 def _matrices(site: Site) -> tuple[int, bool]:
     """Take what ldmatrix and stmatrix have in common; return the number of matrices and whether they are transposed."""
-    if site.kind() != "b16":
-        raise Fault("is known for b16 alone")
+    site.kind("b16")
     for name in ("sync", "aligned", "m8n8"):
         site.need(name)
     site.need(*SHARED)
@@ -36,7 +35,7 @@ def _rows(site: Site, text: str, count: int) -> Callable[[Mask], tuple[Array, Ar
     at, machine = site.address(text), site.machine
 
     def find(m: Mask) -> tuple[Array, Array, Array]:
-        warps = machine.warps_of(m)
+        warps = machine.groups_of(m)
         lanes = (warps[:, None] * 32 + np.arange(8 * count)).reshape(-1)
         return warps, at(lanes), lanes
 
@@ -52,15 +51,13 @@ def _load(site: Site) -> Step:
     machine = site.machine
 
     def run(m: Mask) -> None:
-        warps, address, lanes = rows(m)
+        _, address, lanes = rows(m)
         found = machine.shared.read(address, 16, lanes).view(np.uint16).reshape(-1, count, 8, 8)
         if flipped:
             found = np.ascontiguousarray(found.transpose(0, 1, 3, 2))
         fragments = np.ascontiguousarray(found.view(np.uint32).reshape(-1, count, 32).transpose(1, 0, 2))
-        of = None if m is None else (warps[:, None] * 32 + np.arange(32)).reshape(-1)
         for write, fragment in zip(writes, fragments, strict=True):
-            values = fragment.reshape(-1)
-            write(values if of is None else spread(values, m, of, machine.lanes), m)
+            write(machine.spread(fragment.reshape(-1), m), m)
 
     return run
 
@@ -109,7 +106,7 @@ def _multiply(site: Site) -> Step:
         return found.reshape(len(registers), warps, 8, 4, each)
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         x = numbers(left).reshape(deep, 2, warps, 8, 4, each)  # K half, row half, warp, row, column, element
         x = x.transpose(2, 1, 3, 0, 4, 5).reshape(warps, 16, deep * 4 * each)
         y = numbers(right).transpose(1, 0, 3, 4, 2).reshape(warps, deep * 4 * each, 8)
@@ -122,4 +119,4 @@ def _multiply(site: Site) -> Step:
     return run
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"ldmatrix": _load, "stmatrix": _store, "mma": _multiply}
+BUILDERS: dict[str, Builder] = {"ldmatrix": _load, "stmatrix": _store, "mma": _multiply}

@@ -15,7 +15,7 @@ import numpy as np
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
 from swat_flex.inspection.ptx.shared import MBARRIER, UNWRITTEN
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 MOST = (1 << 20) - 1  # arrivals and bytes that an mbarrier can count
 
@@ -47,8 +47,7 @@ class Barrier:
 
 def _mbarrier(site: Site) -> Step:
     what = site.need("init", "inval", "arrive", "expect_tx", "try_wait", "test_wait")
-    if site.kind() != "b64":
-        raise Fault("is known for b64 alone")
+    site.kind("b64")
     site.need("shared", "shared:cta")
     if what == "init":
         return _initialise(site)
@@ -138,4 +137,4 @@ def _wait(site: Site) -> Step:
     return run
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"mbarrier": _mbarrier}
+BUILDERS: dict[str, Builder] = {"mbarrier": _mbarrier}

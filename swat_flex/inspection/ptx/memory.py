@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swat_flex.inspection.ptx.faults import Fault
+from swat_flex.inspection.ptx.faults import Fault, refuse
 from swat_flex.inspection.ptx.formats import RAW, Array
 
 BASE, STEP = 0x7000_0000_0000, 40  # regions lie 2^STEP bytes apart
@@ -85,23 +85,13 @@ class Global:
             raise Fault("belongs to no tensor", lane=int(lanes[0]), address=int(address[0]))
         region, offset = self.regions[number], address - (BASE + (number << STEP))
         outside = (offset < 0) | (offset + size > len(region.data))
-        if outside.any():
-            at = int(outside.argmax())
-            raise Fault(
-                f"out of bounds of {region.name}, byte {int(offset[at])} of {len(region.data)}",
-                lane=int(lanes[at]), address=int(address[at]),
-            )  # fmt: skip
-        if (offset & (size - 1)).any():
-            at = int((offset & (size - 1)).argmax())
-            raise Fault(f"misaligned access of {size} bytes to {region.name}", lane=int(lanes[at]),
-                        address=int(address[at]))  # fmt: skip
+        byte = offset[outside.argmax()]
+        refuse(outside, f"out of bounds of {region.name}, byte {byte} of {len(region.data)}", lanes, address)
+        refuse(offset & (size - 1) != 0, f"misaligned access of {size} bytes to {region.name}", lanes, address)
         pieces = offset // size
         if region.members is not None:
             belongs = region.members[: len(region.members) // size * size].reshape(-1, size)[pieces].all(1)
-            if not belongs.all():
-                at = int(belongs.argmin())
-                raise Fault(f"out of bounds of {region.name}, between its elements", lane=int(lanes[at]),
-                            address=int(address[at]))  # fmt: skip
+            refuse(~belongs, f"out of bounds of {region.name}, between its elements", lanes, address)
         return region, pieces
 
     def _groups(self, address: Array) -> list[Array]:
@@ -135,10 +125,7 @@ class Global:
         table[pieces] = wanted
         np.add.at(region.writes[: len(region.writes) // size * size].reshape(-1, size), pieces, 1)
         differs = (table[pieces] != wanted).reshape(len(pieces), -1).any(1)
-        if differs.any():
-            at = int(differs.argmax())
-            raise Fault(f"two threads write different values to one place of {region.name}", lane=int(lanes[at]),
-                        address=int(address[at]))  # fmt: skip
+        refuse(differs, f"two threads write different values to one place of {region.name}", lanes, address)
 
     def update(self, address: Array, values: Array, lanes: Array) -> Array:
         """Add `values` one after another to the numbers at `[n]` addresses, and return what each found there."""

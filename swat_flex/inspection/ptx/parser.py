@@ -139,6 +139,8 @@ class _Reader:
             self.at = token.end()
             self._take(token)
             self.line += self.text.count("\n", token.start(token.lastgroup or 0), token.end())
+        if self.blocks[-1] == Block():  # behind the last instruction that ends one
+            self.blocks.pop()
         for block, instruction, numbers in self.branches:
             places = (self.labels.get((instruction.operands[0], n)) for n in reversed(numbers))
             block.target = next((place for place in places if place is not None), None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swat_flex.inspection.ptx.faults import Fault
+from swat_flex.inspection.ptx.faults import refuse
 from swat_flex.inspection.ptx.formats import Array
 from swat_flex.inspection.ptx.memory import rows
 
@@ -23,6 +23,12 @@ WINDOW = 1024  # address of the first byte of dynamic shared memory; what lies b
 MANY = 63
 UNWRITTEN, WRITTEN, COMING, MBARRIER = 0, 1, 2, 3
 _ALL_WRITTEN = {1: 1, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101, 16: 0x0101010101010101}
+
+
+def _raced(stamps: Array, mine: Array) -> Array:
+    """Tell which stamps another warp left since the last barrier."""
+    raced: Array = (stamps >> 6 == mine >> 6) & (stamps != mine)
+    return raced
 
 
 class Shared:
@@ -40,13 +46,9 @@ class Shared:
         self.seen = np.zeros((1, machine.blocks * machine.warps), np.bool_)  # which warps waited for which phase
         self.since = np.zeros(1, np.int32)  # the block's epoch when the first of them did
         self.busy = np.zeros(total // 16, np.int32)  # products in flight that read these 16 bytes
-        self.epoch = np.ones(machine.blocks, np.int32)  # barriers passed, and one
+        self.epoch = np.ones(machine.blocks, np.int32)  # barriers that the block has passed, and one
         self.clock = 1
         self.fenced = np.zeros(machine.blocks * machine.warps, np.int32)  # when each warp fenced last
-
-    def barrier(self, blocks: Array) -> None:
-        """Note that these blocks have met."""
-        self.epoch[blocks] += 1
 
     def stamp(self, lanes: Array) -> Array:
         """What the lanes' accesses are marked with."""
@@ -58,9 +60,9 @@ class Shared:
         offset = address - WINDOW
         wrong = (offset < 0) | (offset + size > self.limit) | (offset & (size - 1) != 0)
         if wrong.any():
-            at = int(wrong.argmax())
-            what = f"misaligned access of {size} bytes to" if offset[at] & (size - 1) else "out of bounds of"
-            raise Fault(f"{what} shared memory ({self.limit} bytes)", lane=int(lanes[at]), address=int(address[at]))
+            misaligned = offset[wrong.argmax()] & (size - 1)
+            what = f"misaligned access of {size} bytes to" if misaligned else "out of bounds of"
+            refuse(wrong, f"{what} shared memory ({self.limit} bytes)", lanes, address)
         numbers: Array = (offset + self.machine.block_of[lanes] * self.room) // size
         return numbers
 
@@ -72,9 +74,8 @@ class Shared:
 
     def _refuse(self, wrong: Array, what: str, pieces: Array, size: int, lanes: Array) -> None:
         if wrong.any():
-            at = int(wrong.reshape(len(lanes), -1).any(1).argmax())
-            place = int(pieces[at]) * size % self.room + WINDOW
-            raise Fault(f"{what} of shared memory", lane=int(lanes[at]), address=place)
+            address = pieces * size % self.room + WINDOW
+            refuse(np.any(wrong.reshape(len(lanes), -1), axis=1), f"{what} of shared memory", lanes, address)
 
     def check_written(self, pieces: Array, size: int, lanes: Array) -> None:
         """Refuse pieces with bytes that are not written, or are on their way."""
@@ -94,8 +95,7 @@ class Shared:
         pieces = self.pieces(address, size, lanes)
         self.check_written(pieces, size, lanes)
         words, mine = self._words(pieces, size), self.stamp(lanes)[:, None]
-        other = self.writer[words]
-        raced = (other >> 6 == mine >> 6) & (other != mine)
+        raced = _raced(self.writer[words], mine)
         self._refuse(raced, "race: reads what another warp wrote since the last barrier, a word", pieces, size, lanes)
         if self.phases:
             self._check_waited(words, pieces, size, lanes, 1)
@@ -104,9 +104,7 @@ class Shared:
 
     def mark_read(self, words: Array, mine: Array) -> None:
         """Note who read some words."""
-        before = self.reader[words]
-        several = (before >> 6 == mine >> 6) & (before != mine)
-        stamp = np.where(several, mine | MANY, mine)
+        stamp = np.where(_raced(self.reader[words], mine), mine | MANY, mine)
         self.reader[words] = stamp
         beside = self.reader[words] != stamp  # another warp, in this very instruction
         if beside.any():
@@ -120,38 +118,32 @@ class Shared:
         what = "reads what a tensor copy brought without waiting for its mbarrier, a word"
         self._refuse((number > 0) & ~seen & ~met, what, pieces, size, lanes)
 
-    def claim(self, pieces: Array, size: int, lanes: Array) -> None:
-        """Refuse to write pieces that somebody else may be using."""
+    def claim(self, pieces: Array, size: int, lanes: Array, data: bool = True) -> None:
+        """Refuse to write pieces that somebody else may be using, or data over an mbarrier."""
         words, mine = self._words(pieces, size), self.stamp(lanes)[:, None]
         for table, did in ((self.reader, "read"), (self.writer, "wrote")):
-            other = table[words]
-            raced = (other >> 6 == mine >> 6) & (other != mine)
             what = f"race: writes what another warp {did} since the last barrier, a word"
-            self._refuse(raced, what, pieces, size, lanes)
+            self._refuse(_raced(table[words], mine), what, pieces, size, lanes)
         self._refuse(self.busy[pieces * size >> 4] != 0, "writes what a product in flight reads, a word", pieces, size,
                      lanes)  # fmt: skip
         state = rows(self.state, size)[pieces].view(np.uint8).reshape(len(lanes), -1)
         self._refuse(state == COMING, "writes what an asynchronous copy in flight writes, a word", pieces, size, lanes)
+        if data:
+            self._refuse(state == MBARRIER, "writes data over an mbarrier, a word", pieces, size, lanes)
 
     def write(self, address: Array, values: Array, lanes: Array) -> None:
         """Write `[n, size]` bytes."""
         size = values.shape[1]
         pieces = self.pieces(address, size, lanes)
         self.claim(pieces, size, lanes)
-        self._refuse_mbarriers(pieces, size, lanes)
         self.land(pieces, values, lanes)
         wanted = rows(np.ascontiguousarray(values).reshape(-1), size)
         self._refuse(rows(self.data, size)[pieces] != wanted, "two threads write different values to one place",
                      pieces, size, lanes)  # fmt: skip
 
-    def _refuse_mbarriers(self, pieces: Array, size: int, lanes: Array) -> None:
-        state = rows(self.state, size)[pieces].view(np.uint8).reshape(len(lanes), -1)
-        self._refuse(state == MBARRIER, "writes data over an mbarrier, a word", pieces, size, lanes)
-
     def announce(self, pieces: Array, size: int, lanes: Array) -> None:
         """Note that bytes are on their way to pieces."""
         self.claim(pieces, size, lanes)
-        self._refuse_mbarriers(pieces, size, lanes)
         rows(self.state, size)[pieces] = COMING * _ALL_WRITTEN[size]
 
     def land(self, pieces: Array, values: Array, lanes: Array) -> None:
@@ -192,22 +184,17 @@ class Shared:
     def use_barrier(self, address: Array, lanes: Array, becomes: int | None = None) -> None:
         """Note that lanes use an mbarrier, or that they make or end it, which nobody may do beside its users.
 
-        Args:
-            address: of each lane's.
-            lanes: who.
-            becomes: what its bytes become, MBARRIER or UNWRITTEN; None where they only use it.
+        `becomes` is what its bytes become then, MBARRIER or UNWRITTEN.
         """
         pieces = self.pieces(address, 8, lanes)
         words, mine = self._words(pieces, 8), self.stamp(lanes)[:, None]
         if becomes is not None:
-            self.claim(pieces, 8, lanes)
+            self.claim(pieces, 8, lanes, data=False)
             self.writer[words] = mine
             rows(self.state, 8)[pieces] = becomes * _ALL_WRITTEN[8]
             return
-        other = self.writer[words]
-        raced = (other >> 6 == mine >> 6) & (other != mine)
-        self._refuse(raced, "race: uses an mbarrier that another warp made or ended since the last barrier, a word",
-                     pieces, 8, lanes)  # fmt: skip
+        what = "race: uses an mbarrier that another warp made or ended since the last barrier, a word"
+        self._refuse(_raced(self.writer[words], mine), what, pieces, 8, lanes)
         self.mark_read(words, mine)
 
     def fence(self, lanes: Array) -> None:
@@ -215,11 +202,9 @@ class Shared:
         self.fenced[np.unique(lanes // 32)] = self.clock
 
     def fetch(self, chunks: Array, lanes: Array) -> Array:
-        """Return the 16-bit numbers `[…, 8]` of chunks of 16 bytes that a warpgroup's product reads.
+        """Return the 16-bit numbers `[groups, n, 8]` that warpgroups' products read.
 
-        Args:
-            chunks: `[groups, n]`, numbers of pieces of 16 bytes.
-            lanes: `[groups]`, the first lane of each warpgroup.
+        They lie in pieces of 16 bytes, chunks `[groups, n]`; lanes `[groups]` are the first of each warpgroup.
         """
         flat, of = chunks.reshape(-1), np.repeat(lanes, chunks.shape[1])
         self.check_written(flat, 16, of)

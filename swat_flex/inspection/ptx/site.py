@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
-from swat_flex.inspection.ptx.formats import RAW, TYPES, Array, Mask, width
+from swat_flex.inspection.ptx.formats import RAW, TYPES, Array, Mask, is_integer, width
 from swat_flex.inspection.ptx.parser import Instruction, split
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Step: TypeAlias = Callable[[Mask], None]
 Write: TypeAlias = Callable[[Any, Mask], None]
+Builder: TypeAlias = Callable[["Site"], Step]
 
 _WHOLE = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?")
 _ADDRESS = re.compile(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]")
@@ -45,11 +46,14 @@ class Site:
             raise Fault(f"expects one of {', '.join(names)}")
         return found
 
-    def kind(self) -> str:
-        """Remove and return the last modifier, which must be a type."""
+    def kind(self, *known: str) -> str:
+        """Remove and return the last modifier, which must be a type, one of `known` if any are named."""
         if not self.modifiers or self.modifiers[-1] not in TYPES:
             raise Fault("expects a type")
-        return self.modifiers.pop()
+        kind = self.modifiers.pop()
+        if known and kind not in known:
+            raise Fault(f"is not known for {kind}")
+        return kind
 
     def finish(self) -> None:
         """Refuse what nobody took."""
@@ -115,6 +119,31 @@ class Site:
 
         return write
 
+    def wide_sink(self, text: str, kind: str) -> Write:
+        """`sink` to a register that may be wider than `kind`: integers are extended by sign or by zeros."""
+        size = width(kind) if text == "_" else self.register(text).itemsize
+        if size == width(kind):
+            return self.sink(text, kind)
+        if size < width(kind) or not is_integer(kind):
+            raise Fault(f"writes {kind} to {text}, a register of {8 * size} bits")
+        return self.sink(text, f"{'s' if kind[0] == 's' else 'u'}{8 * size}")
+
+    def computed(self, function: Callable[..., Any], kind: str, *of: str) -> Step:
+        """Return the step that writes `function` of the operands behind the first, of types `of`, to the first."""
+        given = [self.source(text, kind) for text, kind in zip(self.operands[1:], of, strict=False)]
+        write = self.sink(self.operands[0], kind)
+        if not isinstance(function, np.ufunc) or self.operands[0] == "_":
+            return lambda m: write(function(*given), m)
+        to = self.view(self.operands[0], kind)
+
+        def run(m: Mask) -> None:
+            if m is None:
+                function(*given, out=to)
+            else:
+                write(function(*given), m)
+
+        return run
+
     def predicate(self, text: str) -> Callable[[], Array]:
         """Return what reads a predicate, which "!" negates."""
         p = self.source(text.lstrip("!"), "pred")
@@ -137,3 +166,18 @@ class Site:
     def vector(text: str) -> list[str]:
         """Split "{a, b}" into its elements; anything else is a vector of one."""
         return split(text[1:-1]) if text.startswith("{") else [text]
+
+
+def plain(function: Callable[..., Any], count: int, *rest: str, known: tuple[str, ...] = ()) -> Builder:
+    """Return what builds an instruction without modifiers: a function of `count` operands of its type, then others.
+
+    Args:
+        rest: types of the others.
+        known: the types that it has; any if none is named.
+    """
+
+    def build(site: Site) -> Step:
+        kind = site.kind(*known)
+        return site.computed(function, kind, *[kind] * count, *rest)
+
+    return build

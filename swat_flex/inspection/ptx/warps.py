@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 _POWERS = np.uint64(1) << np.arange(32, dtype=np.uint64)
 
 
-def _everybody(site: Site, text: str) -> None:
+def _everybody(text: str) -> None:
     """Refuse to build anything for fewer than all threads of a warp."""
     if text not in ("-1", "0xffffffff", "0xFFFFFFFF", "4294967295"):
         raise Fault(f"expects all threads of a warp, got {text}")
 
 
 def _shuffle(site: Site) -> Step:
-    if site.kind() != "b32":
-        raise Fault("is known for b32 alone")
+    site.kind("b32")
     site.need("sync")
     mode = site.need("idx", "up", "down", "bfly")
-    _everybody(site, site.operands[4])
-    targets = [name.strip() for name in site.operands[0].split("|")]
-    write = site.sink(targets[0], "b32")
-    flag = site.sink(targets[1], "pred") if len(targets) > 1 else None
+    _everybody(site.operands[4])
+    target, _, flagged = site.operands[0].partition("|")
+    write, flag = site.sink(target.strip(), "b32"), site.sink(flagged.strip() or "_", "pred")
     a, b, c = (site.source(x, "b32") for x in site.operands[1:4])
     machine = site.machine
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         lane, by = machine.everyone % 32, b.astype(np.int64) & 31
         segment, clamp = (c.astype(np.int64) >> 8) & 31, c.astype(np.int64) & 31
         least = lane & segment
@@ -40,62 +36,54 @@ def _shuffle(site: Site) -> Step:
         at = {"idx": least | (by & ~segment & 31), "up": lane - by, "down": lane + by, "bfly": lane ^ by}[mode]
         inside = at >= most if mode == "up" else at <= most
         write(a[machine.everyone - lane + np.where(inside, at, lane)], m)
-        if flag:
-            flag(inside, m)
+        flag(inside, m)
 
     return run
 
 
-def _by_warp(p: Array, m: Mask) -> tuple[Array, Array]:
-    """Return `[warps, 32]`: what is true of threads that run, and which run."""
-    on = np.ones_like(p) if m is None else m
-    return (p & on).reshape(-1, 32), on.reshape(-1, 32)
+def _ballot(p: Array, m: Mask) -> Array:
+    """Return for each thread a bit for each thread of its warp that runs and where p is true."""
+    on = (p if m is None else p & m).reshape(-1, 32)
+    return np.repeat((on * _POWERS).sum(1).astype(np.uint32), 32)
 
 
 def _vote(site: Site) -> Step:
     kind = site.kind()
     site.need("sync")
     mode = site.need("ballot", "any", "all", "uni")
-    _everybody(site, site.operands[2])
+    _everybody(site.operands[2])
     p, write = site.predicate(site.operands[1]), site.sink(site.operands[0], kind)
     machine = site.machine
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
-        true, _ = _by_warp(p(), m)
+        machine.groups_of(m)
+        votes = _ballot(p(), m)
         if mode == "ballot":
-            value = (true * _POWERS).sum(1).astype(np.uint32)
+            write(votes, m)
         else:
-            some, whole = true.any(1), true.all(1)
-            value = {"any": some, "all": whole, "uni": whole | ~some}[mode]
-        write(np.repeat(value, 32), m)
+            some, whole = votes != 0, votes == 0xFFFFFFFF
+            write({"any": some, "all": whole, "uni": whole | ~some}[mode], m)
 
     return run
 
 
 def _active_mask(site: Site) -> Step:
-    if site.kind() != "b32":
-        raise Fault("is known for b32 alone")
+    site.kind("b32")
     write, machine = site.sink(site.operands[0], "b32"), site.machine
-
-    def run(m: Mask) -> None:
-        _, on = _by_warp(np.ones(machine.lanes, np.bool_), m)
-        write(np.repeat((on * _POWERS).sum(1).astype(np.uint32), 32), m)
-
-    return run
+    return lambda m: write(_ballot(np.ones(machine.lanes, np.bool_), m), m)
 
 
 def _elect(site: Site) -> Step:
     """One thread of each warp, the first."""
     site.need("sync")
-    _everybody(site, site.operands[1])
-    targets = [name.strip() for name in site.operands[0].split("|")]
-    write, flag = site.sink(targets[0], "b32"), site.sink(targets[1], "pred")
+    _everybody(site.operands[1])
+    target, _, flagged = site.operands[0].partition("|")
+    write, flag = site.sink(target.strip(), "b32"), site.sink(flagged.strip(), "pred")
     machine = site.machine
     first = machine.everyone % 32 == 0
 
     def run(m: Mask) -> None:
-        machine.warps_of(m)
+        machine.groups_of(m)
         write(0, m)
         flag(first, m)
 
@@ -106,7 +94,7 @@ def _warp_barrier(site: Site) -> Step:
     """bar.warp.sync: the threads of a warp run together here anyway."""
     site.need("warp")
     site.need("sync")
-    _everybody(site, site.operands[0])
+    _everybody(site.operands[0])
     return lambda m: None
 
 
@@ -127,7 +115,7 @@ def _fence(site: Site) -> Step:
     return lambda m: machine.shared.fence(machine.lanes_of(m))
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {
+BUILDERS: dict[str, Builder] = {
     "shfl": _shuffle,
     "vote": _vote,
     "activemask": _active_mask,

@@ -6,8 +6,6 @@ While a product runs nobody may touch its registers (held.py) nor write what it 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +16,12 @@ from swat_flex.inspection.ptx.faults import Fault
 from swat_flex.inspection.ptx.formats import Array, Mask
 from swat_flex.inspection.ptx.held import GROUP, Held
 from swat_flex.inspection.ptx.matrix import halves
-from swat_flex.inspection.ptx.site import Site, Step
+from swat_flex.inspection.ptx.site import Builder, Site, Step
 
 if TYPE_CHECKING:
     from swat_flex.inspection.ptx.machine import Machine
 
+_COLUMNS = {f"m64n{n}k16": n for n in range(8, 257, 8)}  # of a product, by its shape
 _ROW = (0, 128, 64, 32)  # bytes of a swizzled row, by the descriptor's mode
 
 
@@ -98,7 +97,7 @@ class Products:
 
     @staticmethod
     def _finish(sums: _Sums, ready: Array) -> None:
-        lanes, n = _lanes(ready), sums.values.shape[2]
+        lanes, n = (ready[:, None] * GROUP + np.arange(GROUP)).reshape(-1), sums.values.shape[2]
         z = sums.values[ready].reshape(-1, 4, 2, 8, n // 8, 4, 2)  # group, warp, row half, row, block, column, element
         z = z.transpose(4, 2, 6, 0, 1, 3, 5).reshape(n // 2, -1)
         for register, value in zip(sums.registers, z, strict=True):
@@ -110,10 +109,6 @@ class Products:
         for sums in self.sums.values():
             if (sums.group >= 0).any():
                 raise Fault("ends while products run", lane=int((sums.group >= 0).argmax()) * GROUP)
-
-
-def _lanes(groups: Array) -> Array:
-    return (groups[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
 
 
 def _gather(registers: list[Array]) -> Array:
@@ -169,7 +164,10 @@ def _product(site: Site) -> Step:
     last, kind = site.kind(), site.kind()
     if site.kind() != "f32" or last != kind or kind not in ("bf16", "f16"):
         raise Fault("is not known for these types")
-    n = _columns(site)
+    shape = site.take(*_COLUMNS)
+    if shape is None:
+        raise Fault("is not known for this shape")
+    n = _COLUMNS[shape]
     names, in_registers = site.vector(site.operands[0]), site.operands[1].startswith("{")
     targets = [site.view(x, "f32") for x in names]
     if len(targets) != n // 2:
@@ -205,17 +203,6 @@ def _product(site: Site) -> Step:
     return run
 
 
-def _columns(site: Site) -> int:
-    shape = next((x for x in site.modifiers if re.fullmatch(r"m64n\d+k16", x)), None)
-    if shape is None:
-        raise Fault("is not known for this shape")
-    site.modifiers.remove(shape)
-    n = int(shape[4:-3])
-    if n % 8 or not 8 <= n <= 256:
-        raise Fault("is not known for this shape")
-    return n
-
-
 def _build(site: Site) -> Step:
     what = site.need("mma_async", "fence", "commit_group", "wait_group")
     site.need("sync")
@@ -230,11 +217,11 @@ def _build(site: Site) -> Step:
         def commit(m: Mask) -> None:
             groups = machine.groups_of(m, GROUP)
             machine.products.committed[groups] += 1
-            machine.products.held.commit(groups)
+            machine.products.held.begun[groups] = False
 
         return commit
     keep = int(site.operands[0])
     return lambda m: machine.products.wait(machine.groups_of(m, GROUP), keep)
 
 
-BUILDERS: dict[str, Callable[[Site], Step]] = {"wgmma": _build}
+BUILDERS: dict[str, Builder] = {"wgmma": _build}
