@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perf.quality.changes import CHANGES, Change
+from perf.quality.softmax import softmax_by_sums
 from swat_flex.nn import SwatConfig, SwatTransformer
 from swat_flex.training import Corpus, Progress, Trainer, TrainingConfig, read_corpus
 from swat_flex.training.data import VOCAB, rows
@@ -28,7 +30,7 @@ class Variant:
     """One kind of attention.
 
     paper: its loss in Table 3 (average over three texts), None for what is ours.
-    unit: the unit bias; learnt: slopes and bias are parameters.
+    unit: the unit bias; learnt: slopes and bias are parameters; change: what is tried on it.
     """
 
     sliding: bool
@@ -38,6 +40,7 @@ class Variant:
     paper: float | None = None
     unit: bool = False
     learnt: bool = False
+    change: Change | None = None
 
 
 PAPER = {
@@ -57,8 +60,14 @@ RECIPE = {
     "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True),
     "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True),
 }
-KINDS = {"paper": PAPER, "recipe": RECIPE}
-VARIANTS = PAPER | RECIPE
+_LEARNT_SOFTMAX, _SWAT = "sliding softmax, RoPE, learnt ALiBi", "SWAT recipe"
+TRIED = {
+    f"{kind} + {name}": replace(RECIPE[kind], change=change)
+    for name, change in CHANGES.items()
+    for kind in ((_LEARNT_SOFTMAX, _SWAT) if change.of_both else (_SWAT,))
+}
+KINDS = {"paper": PAPER, "recipe": RECIPE, "tried": TRIED}
+VARIANTS = PAPER | RECIPE | TRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +187,11 @@ def train_and_read(variant: str, rate: float, seed: int, size: Size, text: Text,
     curve = _Curve()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model_of(VARIANTS[variant], size), training, text.corpus, Path(folder), ranks=Ranks(device))
+        if device.type == "cpu" and trainer.model.config.activation == "softmax":
+            for block in trainer.model.blocks:
+                block.attention.attend = softmax_by_sums
+        if (change := VARIANTS[variant].change) is not None:
+            change.apply(trainer.model, trainer.optimizer)
         trainer.run(curve)
     losses = {times * size.length: read(trainer.model, text.reported, size, times) for times in MULTIPLES}
     longest = losses[MULTIPLES[-1] * size.length].reshape(size.chunks, 16, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -39,6 +40,8 @@ class SwatAttention(nn.Module):
 
     Attributes:
         window: keys per query, its own included; None is all of them.
+        attend: what computes the output where there is no cache: `flex_swat`, or a function with its arguments that an
+            experiment puts in its place.
         slopes: `[heads]`, logits per token of distance, where they are learnt; else None.
         logit_bias: `[heads]`, where it is learnt; else None.
     """
@@ -50,6 +53,7 @@ class SwatAttention(nn.Module):
         super().__init__()
         self.config = config
         self.window = config.windows[layer]
+        self.attend: Callable[..., Tensor] = flex_swat
         width, channels = config.hidden_size, config.channels
         self.query = nn.Linear(width, config.heads * channels, bias=False)
         self.key = nn.Linear(width, config.key_heads * channels, bias=False)
@@ -141,9 +145,8 @@ class SwatAttention(nn.Module):
             shown = document_ids_from_attention_mask(mask)
             document_ids = shown if document_ids is None else torch.where(mask, document_ids, -1)
         slopes, logit_bias = self._bias(q)
-        if shard is None:
-            attend = flex_swat
-        else:
+        attend = self.attend
+        if shard is not None:
             from swat_flex.distributed import context_parallel_swat  # seconds of import that one process does not need
 
             attend = functools.partial(context_parallel_swat, mesh=shard.mesh, lengths=shard.lengths)

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from perf.quality import __main__ as quality
 from perf.quality import report, verdict, workers
+from perf.quality.changes import CHANGES
 from perf.quality.experiment import KINDS, MULTIPLES, SIZES, VARIANTS, Run, Text, chunks, model_of, read, train_and_read
+from perf.quality.softmax import softmax_by_sums
+from swat_flex import alibi_slopes, flex_swat
 from swat_flex.nn import SwatTransformer
 from swat_flex.training import read_corpus
 
@@ -44,6 +47,47 @@ def test_all_variants_start_from_the_same_matrices():
     for other in first[1:]:
         assert other.keys() == first[0].keys()
         assert all(torch.equal(other[name], first[0][name]) for name in other)
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_softmax_by_sums_is_softmax(window):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 12, 40, 8, requires_grad=True) for _ in range(3))
+    slopes = alibi_slopes(12).requires_grad_()
+    ids = torch.arange(40) // 15
+    results = []
+    for attend in (softmax_by_sums, flex_swat):
+        out = attend(3 * q, k, v, window, slopes=slopes, logit_bias=None, document_ids=ids, activation="softmax")
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, slopes))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_trained(name):
+    """Every parameter that the change adds or replaces gets a gradient and is the optimizer's."""
+    change = CHANGES[name]
+    torch.manual_seed(0)
+    model = SwatTransformer(model_of(VARIANTS["SWAT recipe"], TINY))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters())}])
+    change.apply(model, optimizer)
+    tokens = torch.randint(264, (2, 16))
+    model(tokens, targets=tokens.roll(-1, 1)).backward()
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == set(model.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    after = model.state_dict()
+    assert any(name not in before or not torch.equal(before[name], x) for name, x in after.items())
+
+
+def test_slopes_in_units_of_three_are_the_same_slopes():
+    torch.manual_seed(0)
+    model = SwatTransformer(model_of(VARIANTS["SWAT recipe"], TINY))
+    tokens = torch.randint(264, (2, 16))
+    before = model(tokens)
+    CHANGES["slopes at 3 times the rate"].apply(model, torch.optim.AdamW(model.parameters()))
+    torch.testing.assert_close(model(tokens), before)
 
 
 def test_the_same_tokens_are_predicted_whatever_the_row_length(code):
