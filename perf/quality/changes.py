@@ -30,8 +30,9 @@ class Change:
     def apply(self, model: SwatTransformer, optimizer: torch.optim.Optimizer) -> None:
         """Change every layer, and train what that adds: matrices, which decay, first of the optimizer's groups."""
         known = set(model.parameters())
-        for block in model.blocks:
-            self.attention(block.attention)
+        for layer in list(model.modules()):
+            if isinstance(layer, SwatAttention):
+                self.attention(layer)
         added = [parameter for parameter in model.parameters() if parameter not in known]
         optimizer.param_groups[0]["params"] += added
 
@@ -39,13 +40,16 @@ class Change:
 def _faster_slopes(attention: SwatAttention) -> None:
     """A parameter in units of 3 learns at 3 times the rate: AdamW's steps do not depend on the units."""
     attend = attention.attend
+    assert attention.slopes is not None
     with torch.no_grad():
-        attention.slopes /= 3
+        attention.slopes.div_(3)
     attention.attend = lambda *qkvw, slopes, **given: attend(*qkvw, slopes=3 * slopes, **given)
 
 
 def _steeper_slopes(attention: SwatAttention) -> None:
     heads = attention.config.heads
+    assert attention.slopes is not None
+    assert attention.window is not None
     with torch.no_grad():
         attention.slopes.copy_(-(2.0 ** (-4 * torch.arange(1, heads + 1) / heads)))
         if attention.logit_bias is not None:

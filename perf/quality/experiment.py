@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perf.quality.changes import CHANGES, Change
 from perf.quality.softmax import softmax_by_sums
-from swat_flex.nn import SwatConfig, SwatTransformer
+from swat_flex.nn import SwatAttention, SwatConfig, SwatTransformer
 from swat_flex.training import Corpus, Progress, Trainer, TrainingConfig, read_corpus
 from swat_flex.training.data import VOCAB, rows
 from swat_flex.training.parallel import Ranks
@@ -188,8 +188,9 @@ def train_and_read(variant: str, rate: float, seed: int, size: Size, text: Text,
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model_of(VARIANTS[variant], size), training, text.corpus, Path(folder), ranks=Ranks(device))
         if device.type == "cpu" and trainer.model.config.activation == "softmax":
-            for block in trainer.model.blocks:
-                block.attention.attend = softmax_by_sums
+            for layer in trainer.model.modules():
+                if isinstance(layer, SwatAttention):
+                    layer.attend = softmax_by_sums
         if (change := VARIANTS[variant].change) is not None:
             change.apply(trainer.model, trainer.optimizer)
         trainer.run(curve)
