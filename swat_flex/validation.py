@@ -43,7 +43,8 @@ def resolve(
         check_tensor(name, x)
         if x.dim() != 4:
             raise ValueError(f"{name}: expected shape [B, H, L, D], got {list(x.shape)}")
-    q, k, v = autocast(q), autocast(k), autocast(v)
+    if autocasts(q.device.type):
+        q, k, v = autocast(q), autocast(k), autocast(v)
     _check_tensors(q, k, v)
     _check_window(window)
     logit_terms = resolve_logit_terms(q, slopes, scale, logit_bias)
