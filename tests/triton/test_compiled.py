@@ -32,7 +32,9 @@ import triton
 from swat_flex.backends.triton.offline import compile_kernel
 from swat_flex.inspection import inspect_kernel, undefined_registers
 
-OLD = triton.__version__ < "3.7"  # whose code spills a register or two more, outside the interior loops
+TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
+OLD = TRITON < (3, 7)  # whose code spills a register or two more, outside the interior loops
+FENCED = TRITON >= (3, 9)  # which puts a proxy fence, and often a barrier, before every product of a loop
 TENSOR_CORES = {"sm_8": "HMMA", "sm_90": "HGMMA", "sm_10": "MMA", "sm_12": "HMMA", "gfx": "MFMA"}
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -205,17 +207,18 @@ def test_compiled_code_shows_what_it_must(kernel):
     if kernel.target == "sm_90" and kernel.head_dim < 256:
         check_hopper(kernel, found, tiles)
     elif kernel.target in ("sm_80", "sm_100") and kernel.head_dim < 256 and kernel.dtype == BF16 and not OLD:
-        assert not found.local_memory_instructions
+        assert len(found.local_memory_instructions) <= (2 if FENCED else 0)
 
 
 def check_hopper(kernel, found, tiles):
     """What a tile's loop costs, that it compares nothing, and that its products run while weights are computed."""
     loop = interior(found)
     assert not spilled(loop)
-    assert len(found.local_memory_instructions) <= (kernel.spills or 0)
-    assert found.resources.registers <= (1.1 if OLD else 1) * kernel.registers
+    assert len(found.local_memory_instructions) <= (4 if FENCED else 1) * (kernel.spills or 0)
+    assert found.resources.registers <= (1.1 if OLD or FENCED else 1) * kernel.registers
     if kernel.ceiling is not None:
-        assert len(loop.instructions) <= (1.05 if OLD and tiles.descriptors else 1) * kernel.ceiling
+        more = 1.07 if FENCED else 1.05 if OLD and tiles.descriptors else 1
+        assert len(loop.instructions) <= more * kernel.ceiling
     scores = tiles.tiles * tiles.block_m * tiles.block_n / (32 * tiles.warps)
     assert special_functions(loop) == (1.0 if kernel.changes == TANH else 1.25) * scores
     if tiles.descriptors:
@@ -226,7 +229,9 @@ def check_hopper(kernel, found, tiles):
     for other in found.loops:
         compared = sum("SETP" in i.opcode for i in other.instructions)
         assert compared <= 8 if other is loop else other.counts["predicate"] >= scores
-    if not kernel.per_head and kernel.config is None and kernel.changes != TANH:
+    # Between two barriers of its own each product of dq at D = 64 runs alone: ptxas moves no weight past a barrier.
+    alone = FENCED and kernel.name == "query_gradient" and kernel.head_dim == 64
+    if not alone and not kernel.per_head and kernel.config is None and kernel.changes != TANH:
         check_overlap(loop)
 
 

@@ -81,7 +81,7 @@ _HOPPER: _Table = _COMMON | {
 }
 # Where products take their operands from registers, which leaves fewer for the rest.
 _AMPERE: _Table = _COMMON | {
-    ("forward", 128): TritonConfig(64, 64, 4, 2),
+    ("forward", 128): TritonConfig(64, 32, 4, 2),
     ("query_gradient", 128): TritonConfig(128, 32, 8, 2),
     ("key_gradients", 64): TritonConfig(32, 128, 8, 2),
     ("key_gradients", 128): TritonConfig(32, 64, 4, 2),
@@ -89,7 +89,6 @@ _AMPERE: _Table = _COMMON | {
 # The same with 99 KiB of shared memory to a block, and where the compilers of sm_86, 89 and 120 spill.
 _SMALL: _Table = _AMPERE | {
     ("forward", 64): TritonConfig(128, 32, 4, 3),
-    ("forward", 128): TritonConfig(64, 32, 4, 2),
     ("query_gradient", 256): TritonConfig(32, 32, 8, 2),
     ("key_gradients", 128): TritonConfig(64, 64, 8, 2),
 }
@@ -112,7 +111,7 @@ _FLOAT32: _Table = {
     ("query_gradient", 128): TritonConfig(16, 16, 4, 1),
     ("query_gradient", 256): TritonConfig(16, 16, 8, 1),
     ("key_gradients", 64): TritonConfig(32, 32, 4, 1),
-    ("key_gradients", 128): TritonConfig(32, 32, 8, 1),
+    ("key_gradients", 128): TritonConfig(32, 16, 4, 1),
     ("key_gradients", 256): TritonConfig(16, 16, 8, 1),
 }
 # By a target's beginning; the first that fits.
