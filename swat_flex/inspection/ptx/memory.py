@@ -10,7 +10,7 @@ from swat_flex.inspection.ptx.faults import Fault, refuse
 from swat_flex.inspection.ptx.formats import RAW, Array
 
 BASE, STEP = 0x7000_0000_0000, 40  # regions lie 2^STEP bytes apart
-MAPS = 0x6000_0000_0000  # where the descriptors of tensors lie
+MAPS = 0x6000_0000  # where the descriptors of tensors lie; Triton 3.9 takes the address of a parameter in 32 bits
 
 
 @dataclass(slots=True)
