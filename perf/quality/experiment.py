@@ -30,7 +30,8 @@ class Variant:
     """One kind of attention.
 
     paper: its loss in Table 3 (average over three texts), None for what is ours.
-    unit: the unit bias; learnt: slopes and bias are parameters; change: what is tried on it.
+    unit: the unit bias; learnt: slopes and bias are parameters; norm: RMSNorm of queries and keys; change: what is
+    tried on it.
     """
 
     sliding: bool
@@ -40,6 +41,7 @@ class Variant:
     paper: float | None = None
     unit: bool = False
     learnt: bool = False
+    norm: bool = False
     change: Change | None = None
 
 
@@ -52,19 +54,20 @@ PAPER = {
     "SWAT 6:6": Variant(True, "sigmoid", "6:6", False, 2.7275),
     "SWAT 6:6, RoPE": Variant(True, "sigmoid", "6:6", True, 2.5099),
 }
+_SOFTMAX, _SWAT = "sliding softmax, RoPE, QK-norm, learnt ALiBi", "SWAT recipe"
 RECIPE = {
-    "sliding softmax, RoPE": PAPER["sliding softmax, RoPE"],
-    "sliding softmax, RoPE, learnt ALiBi": Variant(True, "softmax", "alibi", True, learnt=True),
-    "SWAT recipe": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True),
-    "SWAT recipe, nothing learnt": Variant(True, "sigmoid", "alibi", True, unit=True),
-    "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True),
-    "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True),
+    "sliding softmax, RoPE, QK-norm": Variant(True, "softmax", None, True, norm=True),
+    _SOFTMAX: Variant(True, "softmax", "alibi", True, learnt=True, norm=True),
+    _SWAT: Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, norm=True),
+    "SWAT recipe, no QK-norm": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True),
+    "SWAT recipe, nothing learnt": Variant(True, "sigmoid", "alibi", True, unit=True, norm=True),
+    "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True, norm=True),
+    "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True, norm=True),
 }
-_LEARNT_SOFTMAX, _SWAT = "sliding softmax, RoPE, learnt ALiBi", "SWAT recipe"
 TRIED = {
     f"{kind} + {name}": replace(RECIPE[kind], change=change)
     for name, change in CHANGES.items()
-    for kind in ((_LEARNT_SOFTMAX, _SWAT) if change.of_both else (_SWAT,))
+    for kind in ((_SOFTMAX, _SWAT) if change.of_both else (_SWAT,))
 }
 KINDS = {"paper": PAPER, "recipe": RECIPE, "tried": TRIED}
 VARIANTS = PAPER | RECIPE | TRIED
@@ -75,6 +78,7 @@ class Size:
     """How much is trained. Lengths and the window in tokens, which are bytes.
 
     rates: peak learning rates of which each kind gets its best.
+    warmup: steps to the peak.
     chunks: held-out pieces of 16 training lengths that are read.
     choosing: tokens of one evaluation on the text for choosing.
     """
@@ -88,6 +92,7 @@ class Size:
     rates: tuple[float, ...]
     chunks: int
     choosing: int = 32768
+    warmup: int = 50
 
     @property
     def tokens(self) -> int:
@@ -98,8 +103,8 @@ class Size:
 _RATES = (3e-3, 6e-3, 1e-2)
 SIZES = {
     "tiny": Size(24, 1, length=16, window=4, batch=2, steps=2, rates=(3e-3, 6e-3), chunks=2, choosing=64),
-    "cpu": Size(96, 3, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20),
-    "cpu-large": Size(192, 4, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20),
+    "cpu": Size(96, 3, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20, warmup=100),
+    "cpu-large": Size(192, 4, length=256, window=64, batch=16, steps=300, rates=_RATES, chunks=20, warmup=100),
     "gpu": Size(384, 6, length=1024, window=256, batch=64, steps=300, rates=(1e-3,), chunks=8, choosing=2**18),
 }
 
@@ -181,7 +186,7 @@ def train_and_read(variant: str, rate: float, seed: int, size: Size, text: Text,
     """
     began = time.perf_counter()
     training = TrainingConfig(
-        steps=size.steps, length=size.length, batch=size.batch, learning_rate=rate, seed=seed,
+        steps=size.steps, length=size.length, batch=size.batch, learning_rate=rate, warmup=size.warmup, seed=seed,
         eval_every=max(1, size.steps // EVALUATIONS), eval_tokens=size.choosing, save_every=size.steps,
     )  # fmt: skip
     curve = _Curve()
@@ -220,6 +225,7 @@ def model_of(variant: Variant, size: Size) -> SwatConfig:
         slopes=variant.slopes,
         learnable_slopes=variant.learnt,
         rope=variant.rope,
+        qk_norm=variant.norm,
         logit_bias="unit" if variant.unit else None,
         learnable_logit_bias=variant.unit and variant.learnt,
         tie_embeddings=True,

@@ -122,7 +122,8 @@ def described(record: Record) -> str:
     return (
         f"{parameters} parameters ({size.layers} layers, width {size.hidden}, 12 heads of {size.hidden // 12}), "
         f"{size.tokens:,} bytes of {text['name']} ({text['licence']}) per run in rows of {size.length}, window "
-        f"{size.window} where it slides, AdamW, {record.seeds} seeds{partial}. {_chosen(record)} "
+        f"{size.window} where it slides, AdamW, {size.warmup} steps of warm-up, {record.seeds} seeds{partial}. "
+        f"{_chosen(record)} "
         f"Bits per byte of {size.chunks} held-out pieces of {record.lengths[-1]:,} bytes, cut into rows of each "
         "length: the predicted bytes are the same, only how far a row reaches back differs. ± is a 95% interval "
         f"over seeds. {', '.join(record.machine.values())}."
