@@ -56,6 +56,7 @@ PAPER = {
 }
 _SOFTMAX, _SWAT = "sliding softmax, RoPE, QK-norm, learnt ALiBi", "SWAT recipe"
 RECIPE = {
+    "sliding softmax, RoPE": PAPER["sliding softmax, RoPE"],
     "sliding softmax, RoPE, QK-norm": Variant(True, "softmax", None, True, norm=True),
     _SOFTMAX: Variant(True, "softmax", "alibi", True, learnt=True, norm=True),
     _SWAT: Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, norm=True),

@@ -62,7 +62,7 @@ class SwatModelConfig(PreTrainedConfig):
     learnable_slopes: bool = True
     rope: bool = True
     rope_parameters: dict[str, Any] | None = None
-    qk_norm: bool = False
+    qk_norm: bool = True
     logit_bias: float | int | str | None = "unit"
     learnable_logit_bias: bool = True
     assumed_length: int | None = None

@@ -114,7 +114,7 @@ class SwatAttention(nn.Module):
         batch, length, _ = x.shape
         q, k, v = (f(x).view(batch, length, -1, self.config.channels).transpose(1, 2) for f in self._projections())
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q, k = _normed(self.query_norm, q), _normed(self.key_norm, k)
         if self.config.rope:
             if positions is None and cache is not None:
                 positions = cache.positions(length, mask)
@@ -180,6 +180,12 @@ class SwatAttention(nn.Module):
             q, k, v, cache, mask=mask, slopes=slopes, logit_bias=logit_bias,
             activation=self.config.activation, backend=self.config.backend,
         )  # fmt: skip
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """Normalise x in the norm's dtype, float32 under autocast, without which torch has no fused kernel for the two."""
+    normed: Tensor = norm(x.to(norm.weight.dtype))
+    return normed.to(x.dtype)
 
 
 def _fill(parameter: Tensor, values: Tensor | float) -> None:

@@ -15,7 +15,8 @@ from swat_flex.tracing import can_cache, is_traced
 
 Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
 PAPER: dict[str, Any] = {
-    "slopes": "balanced", "learnable_slopes": False, "logit_bias": None, "learnable_logit_bias": False,
+    "slopes": "balanced", "learnable_slopes": False, "qk_norm": False, "logit_bias": None,
+    "learnable_logit_bias": False,
 }  # fmt: skip
 """Fields of a `SwatConfig` with which it is the paper's Eq. 5 and `flex_swat`'s default, not the recipe."""
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
@@ -25,8 +26,8 @@ SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
 class SwatConfig:
     """A SWAT model, or one of its baselines. Every row of the paper's Tables 2 and 3 is one configuration.
 
-    The defaults are the recipe of docs/training.md: ALiBi's slopes and the unit bias, both learnt, beside rope. `PAPER`
-    holds what the paper has instead.
+    The defaults are the recipe of docs/training.md: ALiBi's slopes and the unit bias, both learnt, beside rope and
+    qk_norm. `PAPER` holds what the paper has instead.
 
     >>> SwatConfig(heads=12, slopes="6:6").head_slopes()[5:7]
     tensor([-0.0156,  0.5000])
@@ -76,7 +77,7 @@ class SwatConfig:
     learnable_slopes: bool = True
     rope: bool = True
     rope_base: float = 10000.0
-    qk_norm: bool = False
+    qk_norm: bool = True
     logit_bias: float | Literal["unit", "-log(window)"] | None = "unit"
     learnable_logit_bias: bool = True
     assumed_length: int | None = None

@@ -37,7 +37,7 @@ def test_the_papers_start_drowns_the_token_and_the_recipes_does_not():
     print(share, cosine)
     assert share["paper"] > 3
     assert cosine["paper"] > 0.99
-    assert share["recipe"] < 0.5
+    assert share["recipe"] < 0.7
     assert share["softmax"] < 0.5
     assert cosine["recipe"] < 0.97
 
