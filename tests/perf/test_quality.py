@@ -41,9 +41,10 @@ def test_all_variants_start_from_the_same_matrices():
     for variant in VARIANTS.values():
         torch.manual_seed(3)
         state = SwatTransformer(model_of(variant, TINY)).state_dict()
-        first.append({name: x for name, x in state.items() if not name.endswith(("slopes", "logit_bias"))})
+        own = ("slopes", "logit_bias", "query_norm.weight", "key_norm.weight")
+        first.append({name: x for name, x in state.items() if not name.endswith(own)})
         extra = sum(x.numel() for x in state.values()) - sum(x.numel() for x in first[-1].values())
-        assert extra == 12 * TINY.layers * variant.learnt * (1 + variant.unit)
+        assert extra == TINY.layers * (12 * variant.learnt * (1 + variant.unit) + 2 * TINY.hidden // 12 * variant.norm)
     for other in first[1:]:
         assert other.keys() == first[0].keys()
         assert all(torch.equal(other[name], first[0][name]) for name in other)
