@@ -96,7 +96,7 @@ def _model(hidden_size: int, layers: int, heads: int, window: int) -> SwatConfig
 
 SIZES: dict[str, Size] = {
     "tiny": Size(_model(32, 2, 2, 16), {"length": 64, "batch": 4, "warmup": 5}),
-    "small": Size(_model(192, 4, 4, 128), {"length": 512, "batch": 4, "learning_rate": 2e-3}),
+    "small": Size(_model(192, 4, 4, 128), {"length": 512, "batch": 4, "learning_rate": 3e-3, "warmup": 100}),
     "medium": Size(
         _model(512, 8, 8, 256),
         {"length": 2048, "batch": 32, "learning_rate": 1e-3, "warmup": 200, "eval_tokens": 2**18, "save_every": 500},
