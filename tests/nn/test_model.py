@@ -51,6 +51,15 @@ def test_attention_is_the_definition_between_its_projections():
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_under_autocast_normed_queries_and_keys_have_the_values_dtype():
+    """A cache keeps keys and values of one dtype; the norm's float32 weight makes float32 of neither."""
+    layer, given = SwatAttention(SwatConfig(**SMALL)), []
+    layer.attend = lambda q, k, v, *rest, **options: given.extend((q.dtype, k.dtype, v.dtype)) or q
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(1, 9, 24))
+    assert given == [torch.bfloat16] * 3
+
+
 @pytest.mark.parametrize(
     "options", [{}, RICH, {"activation": "softmax", "window": None}], ids=["recipe", "rich", "full"]
 )
