@@ -6,6 +6,7 @@ favours old ones. FlashAttention's `alibi_slopes` carries the opposite sign.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -66,16 +67,17 @@ def alibi_slopes(
 
 
 @torch.no_grad()
-def unit_logit_bias(slopes: Tensor, window: int) -> Tensor:
-    """The logit bias with which each head's weights sum to 1 where its scores are 0: Σ σ(slope·d + bias) = 1 over the
-    distances 0 ≤ d < window.
+def unit_logit_bias(slopes: Tensor, window: int, total: float = 1.0) -> Tensor:
+    """The logit bias with which each head's weights sum to total where its scores are 0: Σ σ(slope·d + bias) = total
+    over the distances 0 ≤ d < window.
 
-    So starts a sigmoid as a softmax does, whatever the slope. Without it a row's weights sum to far more than 1, and a
-    uniform −log(window) leaves a steep head next to nothing.
+    With a total of 1 a sigmoid starts as a softmax does, whatever the slope. Without a bias a row's weights sum to far
+    more than 1, and a uniform −log(window) leaves a steep head next to nothing.
 
     Args:
         slopes: `[heads]`, logits per token of distance; negative favours recent keys.
         window: keys per query, its own included, at least 2: the weight of a single key stays below 1.
+        total: over 0, at most 1.
 
     Returns:
         `[heads]` in slopes' dtype, found by bisection in float64, without a gradient.
@@ -91,12 +93,14 @@ def unit_logit_bias(slopes: Tensor, window: int) -> Tensor:
         raise ValueError(f"slopes: expected floats [heads], got {slopes.dtype} of shape {list(slopes.shape)}")
     if window < 2:
         raise ValueError(f"window: expected at least 2, as the weight of a single key stays below 1, got {window}")
+    if not 0 < total <= 1:
+        raise ValueError(f"total: expected a number over 0 and at most 1, got {total}")
     x = slopes.double()[:, None] * torch.arange(window, device=slopes.device, dtype=torch.float64)  # [heads, window]
-    low = -x.logsumexp(1)  # σ(x) < e^x: the sum is below 1
+    low = math.log(total) - x.logsumexp(1)  # σ(x) < e^x: the sum is below total
     high = -torch.where(slopes < 0, x[:, 1], x[:, -2])  # two weights are at least ½: the sum is at least 1
     for _ in range(56):
         middle = (low + high) / 2
-        is_low = torch.sigmoid(x + middle[:, None]).sum(1) < 1
+        is_low = torch.sigmoid(x + middle[:, None]).sum(1) < total
         low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
     return high.to(slopes.dtype)
 

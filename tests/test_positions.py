@@ -71,6 +71,14 @@ def test_the_unit_bias_makes_every_heads_weights_sum_to_one(window, positive, sc
     torch.testing.assert_close(unit_logit_bias(slopes.float(), window), bias.float())
 
 
+@pytest.mark.parametrize("total", [1e-6, 1 / 16, 0.5])
+def test_the_weights_sum_to_the_total_asked_for(total):
+    slopes = torch.tensor([-30.0, -0.5, 0.0, 0.25, 30.0], dtype=torch.float64)
+    bias = unit_logit_bias(slopes, 64, total)
+    sums = torch.sigmoid(slopes[:, None] * torch.arange(64) + bias[:, None]).sum(1)
+    torch.testing.assert_close(sums, torch.full_like(sums, total), rtol=1e-9, atol=0)
+
+
 def test_the_unit_bias_by_hand():
     """A level head's is the logit of 1 / window; two keys of one steep head share the weight."""
     level, steep = unit_logit_bias(torch.tensor([0.0, -4.0]), 2).tolist()
@@ -81,16 +89,19 @@ def test_the_unit_bias_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("slopes", "window", "message"),
+    ("slopes", "window", "total", "message"),
     [
-        (torch.zeros(2, 2), 4, "slopes: expected floats [heads], got torch.float32 of shape [2, 2]"),
-        (torch.zeros(2, dtype=torch.int64), 4, "slopes: expected floats [heads], got torch.int64 of shape [2]"),
-        (torch.zeros(2), 1, "window: expected at least 2, as the weight of a single key stays below 1, got 1"),
+        (torch.zeros(2, 2), 4, 1, "slopes: expected floats [heads], got torch.float32 of shape [2, 2]"),
+        (torch.zeros(2, dtype=torch.int64), 4, 1, "slopes: expected floats [heads], got torch.int64 of shape [2]"),
+        (torch.zeros(2), 1, 1, "window: expected at least 2, as the weight of a single key stays below 1, got 1"),
+        (torch.zeros(2), 4, 0, "total: expected a number over 0 and at most 1, got 0"),
+        (torch.zeros(2), 4, 1.5, "total: expected a number over 0 and at most 1, got 1.5"),
+        (torch.zeros(2), 4, math.nan, "total: expected a number over 0 and at most 1, got nan"),
     ],
 )
-def test_unit_bias_errors(slopes, window, message):
+def test_unit_bias_errors(slopes, window, total, message):
     with pytest.raises(ValueError, match=exactly(message)):
-        unit_logit_bias(slopes, window)
+        unit_logit_bias(slopes, window, total)
 
 
 def rotated(x: torch.Tensor, base: float = 10000.0) -> torch.Tensor:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swat_flex import unit_logit_bias
 from swat_flex.nn import SwatAttention, SwatTransformer
 
 
@@ -46,16 +45,6 @@ def _faster_slopes(attention: SwatAttention) -> None:
     attention.attend = lambda *qkvw, slopes, **given: attend(*qkvw, slopes=3 * slopes, **given)
 
 
-def _steeper_slopes(attention: SwatAttention) -> None:
-    heads = attention.config.heads
-    assert attention.slopes is not None
-    assert attention.window is not None
-    with torch.no_grad():
-        attention.slopes.copy_(-(2.0 ** (-4 * torch.arange(1, heads + 1) / heads)))
-        if attention.logit_bias is not None:
-            attention.logit_bias.copy_(unit_logit_bias(attention.slopes, attention.window))
-
-
 def _output_gate(attention: SwatAttention) -> None:
     """Multiply each channel before W_o by 2·σ(W x): 1 on average at the start."""
     config = attention.config
@@ -84,7 +73,6 @@ def _query_bias(attention: SwatAttention) -> None:
 
 CHANGES = {
     "slopes at 3 times the rate": Change("trained slopes end far from where they start", _faster_slopes),
-    "steeper slopes": Change("trained slopes end steeper: start at −2^(−4k/h)", _steeper_slopes),
     "output gate": Change("a sigmoid's output has no fixed size: let the token choose it", _output_gate),
     "query bias": Change("a token chooses how much it attends; softmax cannot", _query_bias, of_both=False),
 }

@@ -30,8 +30,8 @@ class Variant:
     """One kind of attention.
 
     paper: its loss in Table 3 (average over three texts), None for what is ours.
-    unit: the unit bias; learnt: slopes and bias are parameters; norm: RMSNorm of queries and keys; change: what is
-    tried on it.
+    unit: the unit bias; learnt: slopes and bias are parameters; norm: RMSNorm of queries and keys; root: the output
+    divided by the root of its rms; change: what is tried on it.
     """
 
     sliding: bool
@@ -42,6 +42,7 @@ class Variant:
     unit: bool = False
     learnt: bool = False
     norm: bool = False
+    root: bool = False
     change: Change | None = None
 
 
@@ -59,11 +60,13 @@ RECIPE = {
     "sliding softmax, RoPE": PAPER["sliding softmax, RoPE"],
     "sliding softmax, RoPE, QK-norm": Variant(True, "softmax", None, True, norm=True),
     _SOFTMAX: Variant(True, "softmax", "alibi", True, learnt=True, norm=True),
-    _SWAT: Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, norm=True),
-    "SWAT recipe, no QK-norm": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True),
-    "SWAT recipe, nothing learnt": Variant(True, "sigmoid", "alibi", True, unit=True, norm=True),
-    "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True, norm=True),
-    "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True, norm=True),
+    f"{_SOFTMAX}, root norm": Variant(True, "softmax", "alibi", True, learnt=True, norm=True, root=True),
+    _SWAT: Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, norm=True, root=True),
+    "SWAT recipe, no root norm": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, norm=True),
+    "SWAT recipe, no QK-norm": Variant(True, "sigmoid", "alibi", True, unit=True, learnt=True, root=True),
+    "SWAT recipe, nothing learnt": Variant(True, "sigmoid", "alibi", True, unit=True, norm=True, root=True),
+    "SWAT recipe, 6:6": Variant(True, "sigmoid", "6:6", True, unit=True, learnt=True, norm=True, root=True),
+    "SWAT recipe, no RoPE": Variant(True, "sigmoid", "alibi", False, unit=True, learnt=True, norm=True, root=True),
 }
 TRIED = {
     f"{kind} + {name}": replace(RECIPE[kind], change=change)
@@ -227,6 +230,7 @@ def model_of(variant: Variant, size: Size) -> SwatConfig:
         learnable_slopes=variant.learnt,
         rope=variant.rope,
         qk_norm=variant.norm,
+        root_norm=variant.root,
         logit_bias="unit" if variant.unit else None,
         learnable_logit_bias=variant.unit and variant.learnt,
         tie_embeddings=True,

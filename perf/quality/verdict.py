@@ -43,6 +43,12 @@ ORDERINGS = (
     ("sliding softmax, RoPE", "SWAT recipe", "SWAT by the recipe beats softmax in the same window"),
     ("sliding softmax, RoPE, QK-norm", "SWAT recipe", "It beats softmax with QK-norm too"),
     ("sliding softmax, RoPE, QK-norm, learnt ALiBi", "SWAT recipe", "It beats softmax that has the same learnt slopes"),
+    (
+        "sliding softmax, RoPE, QK-norm, learnt ALiBi, root norm",
+        "SWAT recipe",
+        "It beats softmax that has slopes and root norm",
+    ),
+    ("SWAT recipe, no root norm", "SWAT recipe", "Root norm helps"),
     ("SWAT recipe, no QK-norm", "SWAT recipe", "QK-norm helps"),
     ("SWAT recipe, nothing learnt", "SWAT recipe", "Learning slopes and bias helps"),
     ("SWAT recipe, 6:6", "SWAT recipe", "Favouring recent tokens alone beats 6:6 in the recipe too"),

@@ -63,6 +63,7 @@ class SwatModelConfig(PreTrainedConfig):
     rope: bool = True
     rope_parameters: dict[str, Any] | None = None
     qk_norm: bool = True
+    root_norm: bool = True
     logit_bias: float | int | str | None = "unit"
     learnable_logit_bias: bool = True
     assumed_length: int | None = None
@@ -94,6 +95,11 @@ class SwatModelConfig(PreTrainedConfig):
             raise ValueError(f"rope_parameters: expected rope_type 'default', got {kind!r}")
         super().__post_init__(**kwargs)
         self.intermediate_size = self.to_swat().mlp_size
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration from what a folder holds; one written before root_norm has none."""
+        return super().from_dict({"root_norm": False, **config_dict}, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -29,7 +29,7 @@ class KeyValueCache(Protocol):
 
 
 class SwatAttention(nn.Module):
-    """Attention of one layer: out = W_o · flex_swat(rope(norm(W_q x)), rope(norm(W_k x)), W_v x).
+    """Attention of one layer: out = W_o · root(flex_swat(rope(norm(W_q x)), rope(norm(W_k x)), W_v x)).
 
     Key j is visible to query i when 0 ≤ i − j < window. Slopes that are not learnt are computed where they are used: no
     buffer, so a cast of the module cannot round them and a meta device cannot lose them.
@@ -124,7 +124,10 @@ class SwatAttention(nn.Module):
             if cache is None
             else self._attend_cached(q, k, v, cache, mask)
         )
-        attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
+        out = out.transpose(1, 2).reshape(batch, length, -1)
+        if self.config.root_norm:
+            out = _rooted(out * self.config.unit_sum if self.config.activation == "softmax" else out)
+        attended: Tensor = self.out(out)
         return attended
 
     def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
@@ -186,6 +189,12 @@ def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """Normalise x in the norm's dtype, float32 under autocast, without which torch has no fused kernel for the two."""
     normed: Tensor = norm(x.to(norm.weight.dtype))
     return normed.to(x.dtype)
+
+
+def _rooted(x: Tensor) -> Tensor:
+    """Divide x by the root of its rms over the last dimension, in float32 or what is wider; 0 stays 0."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().mean(-1, keepdim=True) + 1e-10) ** -0.25).to(x.dtype)
 
 
 def _fill(parameter: Tensor, values: Tensor | float) -> None:

@@ -16,7 +16,7 @@ from swat_flex.tracing import can_cache, is_traced
 Slopes = Literal["balanced", "alibi"] | Tensor | None  # what flex_swat takes
 PAPER: dict[str, Any] = {
     "slopes": "balanced", "learnable_slopes": False, "qk_norm": False, "logit_bias": None,
-    "learnable_logit_bias": False,
+    "learnable_logit_bias": False, "root_norm": False,
 }  # fmt: skip
 """Fields of a `SwatConfig` with which it is the paper's Eq. 5 and `flex_swat`'s default, not the recipe."""
 SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
@@ -26,8 +26,8 @@ SPLIT = "'balanced', 'alibi', None or 'negative:positive' heads such as '8:4'"
 class SwatConfig:
     """A SWAT model, or one of its baselines. Every row of the paper's Tables 2 and 3 is one configuration.
 
-    The defaults are the recipe of docs/training.md: ALiBi's slopes and the unit bias, both learnt, beside rope and
-    qk_norm. `PAPER` holds what the paper has instead.
+    The defaults are the recipe of docs/training.md: ALiBi's slopes and the unit bias, both learnt, beside rope,
+    qk_norm and root_norm. `PAPER` holds what the paper has instead.
 
     >>> SwatConfig(heads=12, slopes="6:6").head_slopes()[5:7]
     tensor([-0.0156,  0.5000])
@@ -49,9 +49,12 @@ class SwatConfig:
         rope: rotary embedding on queries and keys.
         rope_base: its wavelength base.
         qk_norm: RMSNorm over each head's channels of queries and keys, before rope.
+        root_norm: divide each token's output before W_o by the root of its rms over all heads: o/√rms(o), halfway to an
+            RMSNorm, which forgets the size.
         logit_bias: added to every logit: None, a number, or where σ's weights shall sum to 1 over a full window at the
             start, as a softmax's do: "unit", for each head by its slope (`unit_logit_bias`), or "-log(window)", for
-            slopes of 0. A softmax has no use for "unit" and then has no bias.
+            slopes of 0. With root_norm "unit" aims at 1/16, so that one weight can grow to 16 times the sum at the
+            start. A softmax has no use for "unit" and then has no bias; with root_norm its output is divided by 16.
         learnable_logit_bias: the bias above (None: 0) is where training starts, one per head.
         assumed_length: keys per query that "unit" reckons with in layers whose window is None, and needs there.
         tie_embeddings: the output head is the embedding.
@@ -78,6 +81,7 @@ class SwatConfig:
     rope: bool = True
     rope_base: float = 10000.0
     qk_norm: bool = True
+    root_norm: bool = True
     logit_bias: float | Literal["unit", "-log(window)"] | None = "unit"
     learnable_logit_bias: bool = True
     assumed_length: int | None = None
@@ -136,6 +140,11 @@ class SwatConfig:
         """Tell whether the logit bias is a parameter."""
         return self.learnable_logit_bias and not (self.logit_bias == "unit" and self.activation == "softmax")
 
+    @property
+    def unit_sum(self) -> float:
+        """What the weights of a row sum to at the start, where the logit bias is "unit"."""
+        return 1 / 16 if self.root_norm else 1.0
+
     def bias_of(
         self, window: int | None, device: torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor | float | None:
@@ -148,7 +157,8 @@ class SwatConfig:
         if self.activation == "softmax" or keys is None:
             return None
         slopes = self.head_slopes(device, dtype)
-        return unit_logit_bias(torch.zeros(self.heads, device=device, dtype=dtype) if slopes is None else slopes, keys)
+        slopes = torch.zeros(self.heads, device=device, dtype=dtype) if slopes is None else slopes
+        return unit_logit_bias(slopes, keys, self.unit_sum)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as plain values, as JSON has them; `from_dict` turns them back."""
@@ -156,12 +166,12 @@ class SwatConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SwatConfig:
-        """Make a configuration from what `to_dict` gave; an unknown name raises ValueError."""
+        """Make a configuration from what `to_dict` gave, now or before root_norm; an unknown name raises ValueError."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
                 raise ValueError(f"values: expected fields of SwatConfig ({', '.join(sorted(known))}), got {name!r}")
-        return cls(**values)
+        return cls(**{"root_norm": False, **values})
 
 
 def slopes_for(config: SwatConfig, q: Tensor) -> Slopes:
@@ -197,7 +207,8 @@ def bias_for(config: SwatConfig, window: int | None, q: Tensor) -> Tensor | floa
     dtype = per_head_dtype(q)
     if config.logit_bias != "unit" or is_traced(q):
         return config.bias_of(window, q.device, dtype)
-    key = ("unit", config.slopes, config.slope_schedule, config.heads, window or config.assumed_length, q.device, dtype)
+    keys = window or config.assumed_length
+    key = ("unit", config.slopes, config.slope_schedule, config.heads, keys, config.root_norm, q.device, dtype)
     made = _made.get(key)
     if made is None:
         bias = config.bias_of(window, q.device, dtype)
@@ -246,7 +257,7 @@ def _check_windows(config: SwatConfig) -> None:
 
 
 def _check_choices(config: SwatConfig) -> None:
-    for name in ("learnable_slopes", "rope", "qk_norm", "learnable_logit_bias", "tie_embeddings"):
+    for name in ("learnable_slopes", "rope", "qk_norm", "root_norm", "learnable_logit_bias", "tie_embeddings"):
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"{name}: expected a bool, got {type(getattr(config, name)).__name__}")
     _one_of("activation", config.activation, ("sigmoid", "softmax"))

@@ -203,9 +203,13 @@ class Trainer:
     def _check(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint is of this run; its end and its intervals may differ."""
         free = {"steps", "minutes", "eval_every", "eval_tokens", "save_every", "gradient_checkpointing"}
-        for kind, mine in (("model_config", self.model.config.to_dict()), ("training_config", self.training.to_dict())):
+        model = SwatConfig.from_dict(state["model_config"])
+        for kept, mine in (
+            (model.to_dict(), self.model.config.to_dict()),
+            (state["training_config"], self.training.to_dict()),
+        ):
             for name, value in mine.items():
-                saved = state[kind].get(name)
+                saved = kept.get(name)
                 if name not in free and saved != value:
                     raise CheckpointError(
                         f"{name}: expected {saved!r}, with which the checkpoint was made, got {value!r}"

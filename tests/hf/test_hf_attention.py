@@ -68,7 +68,7 @@ def test_mistral_with_it_is_our_model(bias):
         SwatConfig(
             vocab_size=61, hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, window=5,
             slopes="3:1", slope_schedule="2^-8k/h", logit_bias=bias, learnable_slopes=False, learnable_logit_bias=False,
-            qk_norm=False,
+            qk_norm=False, root_norm=False,
         )
     ).double()  # fmt: skip
     state = {}

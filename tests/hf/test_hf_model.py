@@ -88,7 +88,8 @@ def test_weights_that_a_checkpoint_lacks_are_drawn_as_ours(tmp_path):
     drawn = loaded.transformer
     assert torch.equal(drawn.blocks[0].attention.slopes, torch.full((4,), 7.0))
     assert torch.equal(drawn.blocks[1].attention.slopes, model.config.to_swat().head_slopes())
-    assert torch.equal(drawn.blocks[1].attention.logit_bias, unit_logit_bias(model.config.to_swat().head_slopes(), 5))
+    unit = unit_logit_bias(model.config.to_swat().head_slopes(), 5, 1 / 16)
+    assert torch.equal(drawn.blocks[1].attention.logit_bias, unit)
     assert torch.equal(drawn.norm.weight, torch.ones(256))
     assert drawn.blocks[1].attention.out.weight.std().item() == pytest.approx(0.05 / 2, rel=0.05)
     assert drawn.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.05, rel=0.05)

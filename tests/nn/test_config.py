@@ -101,10 +101,11 @@ def test_the_default_is_the_recipe():
     config = SwatConfig(heads=12, window=64)
     assert torch.equal(config.head_slopes(), alibi_slopes(12))
     assert config.rope
+    assert config.root_norm
     assert config.learns_slopes
     assert config.learns_logit_bias
     weights = torch.sigmoid(config.head_slopes()[:, None] * torch.arange(64) + config.bias_of(64)[:, None])
-    torch.testing.assert_close(weights.sum(1), torch.ones(12))
+    torch.testing.assert_close(weights.sum(1), torch.full((12,), 1 / 16))
 
 
 def test_a_layer_without_a_window_has_the_bias_of_the_length_assumed():
@@ -124,14 +125,16 @@ def test_a_softmax_and_no_slopes_leave_nothing_to_learn(window):
 
 
 def test_level_heads_have_a_unit_bias_too():
-    assert SwatConfig(heads=4, slopes=None).bias_of(64).tolist() == pytest.approx([-math.log(63)] * 4)
+    assert SwatConfig(heads=4, slopes=None, root_norm=False).bias_of(64).tolist() == pytest.approx([-math.log(63)] * 4)
+    assert SwatConfig(heads=4, slopes=None).bias_of(64).tolist() == pytest.approx([-math.log(16 * 64 - 1)] * 4)
 
 
 def test_a_model_described_before_the_recipe_stays_as_it_was():
-    """What `to_dict` gave then: every field of that time, assumed_length not among them."""
+    """What `to_dict` gave then: every field of that time, assumed_length and root_norm not among them."""
     old = {**SwatConfig(heads=4, hidden_size=24, layers=1, vocab_size=11).to_dict(), **PAPER}
-    del old["assumed_length"]
+    del old["assumed_length"], old["root_norm"]
     config = SwatConfig.from_dict(old)
     assert not config.learns_slopes
+    assert not config.root_norm
     assert config.bias_of(512) is None
     assert not [name for name in SwatTransformer(config).state_dict() if "slopes" in name or "bias" in name]

@@ -33,15 +33,19 @@ def text(batch: int, length: int) -> torch.Tensor:
     return torch.randint(31, (batch, length))
 
 
-def test_attention_is_the_definition_between_its_projections():
-    config = SwatConfig(**{**RICH, "init_std": 0.3})
+@pytest.mark.parametrize("root_norm", [True, False])
+def test_attention_is_the_definition_between_its_projections(root_norm):
+    config = SwatConfig(**{**RICH, "init_std": 0.3, "root_norm": root_norm})
     layer = SwatAttention(config, 1).double()
     x = torch.randn(2, 19, 24, dtype=torch.float64, requires_grad=True)
     q, k, v = (f(x).view(2, 19, -1, 6).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
     norms = (layer.query_norm.weight, layer.key_norm.weight)
     q, k = (apply_rope(F.rms_norm(y, (6,), norm, eps=1e-5)) for y, norm in zip((q, k), norms, strict=True))
     expected = naive_swat(q, k, v, 9, slopes=layer.slopes, logit_bias=layer.logit_bias)
-    expected = layer.out(expected.transpose(1, 2).reshape(2, 19, 24))
+    expected = expected.transpose(1, 2).reshape(2, 19, 24)
+    if root_norm:
+        expected = expected / expected.square().mean(-1, keepdim=True).sqrt().sqrt()
+    expected = layer.out(expected)
     grad = torch.randn_like(expected)
     names, leaves = zip(("x", x), *layer.named_parameters(), strict=True)
     for name, a, b in zip(
@@ -49,6 +53,27 @@ def test_attention_is_the_definition_between_its_projections():
     ):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_root_of_the_size_is_kept_in_any_dtype_and_nothing_stays_nothing():
+    """A token whose attention is 4 times as large is written 2 times as large; tiny and huge ones are finite."""
+    layer = SwatAttention(SwatConfig(**SMALL, learnable_slopes=False, learnable_logit_bias=False))
+    size = 1.0
+    layer.attend = lambda q, k, v, *rest, **options: (size * torch.ones_like(q)).requires_grad_()
+    x = torch.randn(1, 3, 24)
+    once = layer(x)
+    size = 4.0
+    torch.testing.assert_close(layer(x), 2 * once)
+    for dtype, sizes in ((torch.float16, (0.0, 6e-8, 6e4)), (torch.bfloat16, (0.0, 1e-38, 3e18))):
+        layer = layer.to(dtype)
+        for size in sizes:
+            given = (size * torch.ones(1, 3, 24, dtype=dtype)).requires_grad_()
+            layer.attend = lambda *_, given=given, **__: given.view(1, 3, 4, 6).transpose(1, 2)
+            written = layer(x.to(dtype))
+            (grad,) = torch.autograd.grad(written.sum(), given)
+            assert written.isfinite().all()
+            assert grad.isfinite().all()
+            assert size or not written.any()
 
 
 def test_under_autocast_normed_queries_and_keys_have_the_values_dtype():
@@ -102,7 +127,8 @@ def test_initialisation_is_as_documented(bias):
             layer = int(name.split(".")[1])
             window = (5, 9)[layer]
             slopes = config.head_slopes()
-            expected = unit_logit_bias(slopes, window) if bias == "unit" else torch.full((4,), -math.log(window))
+            unit = unit_logit_bias(slopes, window, 1 / 16)
+            expected = unit if bias == "unit" else torch.full((4,), -math.log(window))
             assert torch.equal(p, expected), name
         else:
             assert torch.equal(p, torch.ones_like(p)), name
@@ -142,7 +168,7 @@ def test_a_cast_model_keeps_its_slopes_exact():
         slopes, bias = model.blocks[0].attention._bias(q)
         slopes = slopes_of(slopes, 4, q)
         assert torch.equal(slopes, model.config.head_slopes())
-        assert torch.equal(bias, unit_logit_bias(slopes, 7))
+        assert torch.equal(bias, unit_logit_bias(slopes, 7, 1 / 16))
         again = model.blocks[1].attention._bias(q)
         assert slopes_of(again[0], 4, q) is slopes  # made once for all layers
         assert again[1] is bias

@@ -112,12 +112,12 @@ def test_torchrun_shards_and_trains_the_same(folder, tmp_path):
 
 
 def test_a_run_begun_before_the_recipe_goes_on_as_it_was(folder, tmp_path):
-    """Its checkpoint has the paper's attention and knows no assumed_length; a size given again is no other model."""
+    """It has the paper's attention, and neither assumed_length nor root_norm; a size given again is no other model."""
     out, tiny_model = tmp_path / "run", SIZES["tiny"].model
     old = Trainer(replace(tiny_model, **PAPER), TrainingConfig(steps=2, length=16, batch=2), read_corpus(folder), out)
     old.run()
     state = load_checkpoint(out)
-    del state["model_config"]["assumed_length"], state["format"]
+    del state["model_config"]["assumed_length"], state["model_config"]["root_norm"], state["format"]
     save_checkpoint(out, state)
     for step, options in ((3, []), (4, ["--size", "tiny"])):
         run("train", "--out", str(out), "--resume", "--steps", str(step), *options)
