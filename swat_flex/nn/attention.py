@@ -124,10 +124,9 @@ class SwatAttention(nn.Module):
             if cache is None
             else self._attend_cached(q, k, v, cache, mask)
         )
-        out = out.transpose(1, 2).reshape(batch, length, -1)
         if self.config.root_norm:
             out = _rooted(out * self.config.unit_sum if self.config.activation == "softmax" else out)
-        attended: Tensor = self.out(out)
+        attended: Tensor = self.out(out.transpose(1, 2).reshape(batch, length, -1))
         return attended
 
     def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
@@ -192,7 +191,7 @@ def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rooted(x: Tensor) -> Tensor:
-    """Divide x by the root of its rms over the last dimension, in float32 or what is wider; 0 stays 0."""
+    """x/√rms(x) over the last dimension, computed in float32 or what is wider; 0 stays 0."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * (wide.square().mean(-1, keepdim=True) + 1e-10) ** -0.25).to(x.dtype)
 

@@ -49,8 +49,8 @@ class SwatConfig:
         rope: rotary embedding on queries and keys.
         rope_base: its wavelength base.
         qk_norm: RMSNorm over each head's channels of queries and keys, before rope.
-        root_norm: divide each token's output before W_o by the root of its rms over all heads: o/√rms(o), halfway to an
-            RMSNorm, which forgets the size.
+        root_norm: divide each head's output by the root of its rms, o/√rms(o): halfway to an RMSNorm, which forgets the
+            size.
         logit_bias: added to every logit: None, a number, or where σ's weights shall sum to 1 over a full window at the
             start, as a softmax's do: "unit", for each head by its slope (`unit_logit_bias`), or "-log(window)", for
             slopes of 0. With root_norm "unit" aims at 1/16, so that one weight can grow to 16 times the sum at the

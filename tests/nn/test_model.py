@@ -42,10 +42,9 @@ def test_attention_is_the_definition_between_its_projections(root_norm):
     norms = (layer.query_norm.weight, layer.key_norm.weight)
     q, k = (apply_rope(F.rms_norm(y, (6,), norm, eps=1e-5)) for y, norm in zip((q, k), norms, strict=True))
     expected = naive_swat(q, k, v, 9, slopes=layer.slopes, logit_bias=layer.logit_bias)
-    expected = expected.transpose(1, 2).reshape(2, 19, 24)
     if root_norm:
         expected = expected / expected.square().mean(-1, keepdim=True).sqrt().sqrt()
-    expected = layer.out(expected)
+    expected = layer.out(expected.transpose(1, 2).reshape(2, 19, 24))
     grad = torch.randn_like(expected)
     names, leaves = zip(("x", x), *layer.named_parameters(), strict=True)
     for name, a, b in zip(
@@ -56,7 +55,7 @@ def test_attention_is_the_definition_between_its_projections(root_norm):
 
 
 def test_the_root_of_the_size_is_kept_in_any_dtype_and_nothing_stays_nothing():
-    """A token whose attention is 4 times as large is written 2 times as large; tiny and huge ones are finite."""
+    """A head's output 4 times as large is written 2 times as large; tiny and huge ones are finite."""
     layer = SwatAttention(SwatConfig(**SMALL, learnable_slopes=False, learnable_logit_bias=False))
     size = 1.0
     layer.attend = lambda q, k, v, *rest, **options: (size * torch.ones_like(q)).requires_grad_()
