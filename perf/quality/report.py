@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,6 +189,7 @@ def draw(record: Record) -> Figure:
     for axes in middle:
         _by_steps(axes, record, colours)
     _by_position(right, record, colours)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(f"{record.size.tokens:,} bytes, {record.seeds} seeds, 95% intervals; {record.machine['device']}")
     return figure
 
@@ -202,7 +204,7 @@ def _by_length(axes: Axes, record: Record, colours: dict[str, str]) -> None:
             )
     for step, length in enumerate(record.lengths):
         axes.plot([], [], "o^s"[step], color="0.3", label=f"{length:,} tokens")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 28, break_on_hyphens=False) for name in names])
     axes.set_xlabel("bits per byte of held-out text (lower is better)")
     axes.set_title("The same bytes, read in rows of three lengths", loc="left", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
@@ -233,7 +235,6 @@ def _by_position(axes: Axes, record: Record, colours: dict[str, str]) -> None:
     axes.set_ylabel("bits per byte")
     axes.set_title("By distance from the start of the row", loc="left", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def _band(axes: Axes, at: Sequence[float], lines: Sequence[Sequence[float]], name: str, colour: str) -> None:
