@@ -191,7 +191,7 @@ def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rooted(x: Tensor) -> Tensor:
-    """x/√rms(x) over the last dimension, computed in float32 or what is wider; 0 stays 0."""
+    """Divide x by √rms(x) over the last dimension, in float32 or what is wider; 0 stays 0."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * (wide.square().mean(-1, keepdim=True) + 1e-10) ** -0.25).to(x.dtype)
 

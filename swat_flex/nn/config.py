@@ -142,7 +142,7 @@ class SwatConfig:
 
     @property
     def unit_sum(self) -> float:
-        """What the weights of a row sum to at the start, where the logit bias is "unit"."""
+        """Sum of a full row's weights at the start, where the logit bias is "unit" and the scores are 0."""
         return 1 / 16 if self.root_norm else 1.0
 
     def bias_of(

@@ -203,8 +203,7 @@ def test_the_parts_of_a_composite_model_are_remembered(tmp_path):
 
 
 def test_the_parts_of_a_small_llama_become_ours(tmp_path):
-    llama = other_model("Llama", attn_implementation="sdpa")
-    model = swat_model(intermediate_size=48, qk_norm=False)
+    llama, model = other_model("Llama", attn_implementation="sdpa"), swat_model(intermediate_size=48, qk_norm=False)
     llama.save_pretrained(tmp_path)
     loaded, report = SwatForCausalLM.from_pretrained(tmp_path, config=model.config, output_loading_info=True)
     assert {name.split(".")[-1] for name in report["missing_keys"]} == {"slopes", "logit_bias"}  # a Llama has none
